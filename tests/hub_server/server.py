@@ -313,9 +313,7 @@ class HubServer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--root", type=Path, required=True, help="folder to serve, laid out as in this file's docstring"
-    )
+    parser.add_argument("--root", type=Path, required=True, help="folder to serve")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8088)
     options = parser.parse_args()
