@@ -1,0 +1,25 @@
+"""What every reconcile function is given besides the key of the object to look at."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from finetune_operator.events import Events
+from finetune_operator.kube import Kube
+from finetune_operator.queue import WorkQueue
+from finetune_operator.reports import Reports
+from finetune_operator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """`async def reconcile(context, key) -> float | None` answers in how many seconds it wants to look again."""
+
+    kube: Kube
+    settings: Settings
+    events: Events
+    reports: Reports
+    queue: WorkQueue
+    now: Callable[[], dt.datetime]

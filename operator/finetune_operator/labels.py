@@ -1,0 +1,39 @@
+"""Every label and annotation that we set or read, and the owner reference of a child."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_operator.api.common import GROUP
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "finetune-operator"
+# Server-side filter of everything that we watch besides our two kinds.
+SELECTOR = f"{MANAGED_BY}={MANAGER}"
+
+OWNER_LABEL = {"FineTune": f"{GROUP}/finetune", "AdapterDeployment": f"{GROUP}/adapterdeployment"}
+STAGE = f"{GROUP}/stage"
+INPUTS = f"{GROUP}/inputs"
+ATTEMPT = f"{GROUP}/attempt"
+RUN_SPEC = f"{GROUP}/run-spec"  # annotation on pods: the run spec, mounted through the downward API
+KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+def of_owner(kind: str, name: str) -> dict[str, str]:
+    """The labels by which the children of one object are found."""
+    return {MANAGED_BY: MANAGER, OWNER_LABEL[kind]: name}
+
+
+def owner_reference(parent: dict[str, Any]) -> dict[str, Any]:
+    """`parent` as the controller of a child.
+
+    Not kopf.adopt: that copies all of the parent's labels, among them those by which Argo CD and Kueue track it.
+    """
+    return {
+        "apiVersion": parent["apiVersion"],
+        "kind": parent["kind"],
+        "name": parent["metadata"]["name"],
+        "uid": parent["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
