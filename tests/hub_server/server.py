@@ -83,9 +83,9 @@ class Tree:
         inside = [blob for blob in self.blobs if blob.path.startswith(prefix)]
         if folder and not inside:
             raise HubError(404, f"{folder} does not exist on {self.ref!r}", "EntryNotFound")
-        folders = {str(parent) for blob in inside for parent in PurePosixPath(blob.path).parents if str(parent) != "."}
-        listed = [
-            {"type": "directory", "path": path, "size": 0, "oid": _sha1(path.encode())} for path in sorted(folders)
+        parents = {str(parent) for blob in inside for parent in PurePosixPath(blob.path).parents} - {"."}
+        listed: list[dict[str, Any]] = [
+            {"type": "directory", "path": path, "size": 0, "oid": _sha1(path.encode())} for path in sorted(parents)
         ]
         listed += [blob.as_json() for blob in inside]
         own = [entry for entry in listed if entry["path"].startswith(prefix)]
