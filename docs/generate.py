@@ -1,0 +1,213 @@
+"""Writes the parts of the documentation that come from code: run it after a change, `--check` fails on a stale file.
+
+    python docs/generate.py [--check]
+
+docs/api.md                                    from crds/*.yaml
+docs/operations.md (the tables of reasons)     from finetune_operator.reasons
+charts/finetune-operator/README.md (values)    from the `# --` comments of values.yaml
+charts/finetune-operator/values.schema.json    its descriptions, from the same comments
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CHART = ROOT / "charts" / "finetune-operator"
+
+
+# The chart's values
+
+
+@dataclass(frozen=True)
+class Value:
+    path: str  # images.engine.tag
+    default: Any
+    description: str
+
+
+def values(text: str) -> list[Value]:
+    """The described values of a values.yaml: a `# --` comment (and the `#` lines after it) describes the key below."""
+    defaults = yaml.safe_load(text)
+    described: list[Value] = []
+    parents: list[tuple[int, str]] = []
+    comment: list[str] = []
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("# -- "):
+            comment = [stripped.removeprefix("# -- ")]
+        elif stripped.startswith("#") and comment:
+            comment.append(stripped.lstrip("# "))
+        elif match := re.match(r"( *)([A-Za-z][A-Za-z0-9]*):", line):
+            indent = len(match[1])
+            parents = [parent for parent in parents if parent[0] < indent] + [(indent, match[2])]
+            if comment:
+                keys = [key for _, key in parents]
+                described.append(Value(".".join(keys), _at(defaults, keys), " ".join(comment)))
+            comment = []
+        else:
+            comment = []
+    return described
+
+
+def _at(tree: Any, keys: list[str]) -> Any:
+    for key in keys:
+        tree = tree[key]
+    return tree
+
+
+def values_table(described: list[Value]) -> str:
+    rows = [f"| `{value.path}` | `{json.dumps(value.default)}` | {_cell(value.description)} |" for value in described]
+    return "\n".join(["| value | default | meaning |", "|---|---|---|", *rows])
+
+
+def schema_with_descriptions(schema: dict[str, Any], described: list[Value]) -> dict[str, Any]:
+    for value in described:
+        node = schema
+        for key in value.path.split("."):
+            node = _properties(schema, node)[key]
+        node["description"] = value.description
+    return schema
+
+
+def _properties(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        node = schema["definitions"][node["$ref"].removeprefix("#/definitions/")]
+    return dict(node["properties"])
+
+
+# The API
+
+
+@dataclass(frozen=True)
+class ApiField:
+    path: str
+    type: str
+    default: Any
+    description: str
+
+
+def api_page(crds: list[dict[str, Any]]) -> str:
+    parts = [
+        "# API reference",
+        "",
+        "Generated from `crds/` by `make generate`; `kubectl explain finetune.spec --recursive` shows the same in a terminal.",
+        "A field marked `required` has no default. *Exactly one of* and the like are in the rules below each kind: the API",
+        "server refuses an object that breaks one, with the message shown.",
+    ]
+    for crd in crds:
+        parts += ["", *_kind(crd)]
+    return "\n".join(parts) + "\n"
+
+
+def _kind(crd: dict[str, Any]) -> Iterator[str]:
+    names, version = crd["spec"]["names"], crd["spec"]["versions"][0]
+    schema = version["schema"]["openAPIV3Schema"]
+    yield f"## {names['kind']}"
+    yield ""
+    yield f"`apiVersion: {crd['spec']['group']}/{version['name']}`, `kubectl get {names['plural']}` (short: {', '.join(names['shortNames'])}). "
+    for part in ("spec", "status"):
+        for name, field in schema["properties"][part]["properties"].items():
+            required = name in schema["properties"][part].get("required", [])
+            yield from ("", f"### {names['kind']}: {part}.{name}", "", "| field | type | default | meaning |", "|---|---|---|---|")
+            for row in _fields(f"{part}.{name}", field, required):
+                default = "required" if row.default == "required" else f"`{json.dumps(row.default)}`" if row.default is not None else ""
+                yield f"| `{row.path}` | {row.type} | {default} | {_cell(row.description)} |"
+    rules = list(_rules("", schema))
+    if rules:
+        yield from ("", f"### {names['kind']}: rules", "", "| where | message when it is broken |", "|---|---|")
+        for path, message in rules:
+            yield f"| `{path or 'the object'}` | {_cell(message)} |"
+
+
+def _fields(path: str, schema: dict[str, Any], required: bool) -> Iterator[ApiField]:
+    default = schema["default"] if "default" in schema else "required" if required else None
+    yield ApiField(path, _type(schema), default, schema.get("description", ""))
+    inner = schema
+    while inner.get("type") == "array":
+        inner, path = inner["items"], path + "[]"
+    for name, field in inner.get("properties", {}).items():
+        yield from _fields(f"{path}.{name}", field, name in inner.get("required", []))
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(f"`{json.dumps(value).strip(chr(34))}`" for value in schema["enum"])
+    if schema.get("x-kubernetes-int-or-string"):
+        return "integer or string"
+    if schema.get("type") == "array":
+        return f"list of {_type(schema['items'])}"
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f"map of {_type(schema['additionalProperties'])}"
+    return str(schema.get("format") if schema.get("format") == "date-time" else schema.get("type", "any"))
+
+
+def _rules(path: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for rule in schema.get("x-kubernetes-validations", []):
+        yield path, rule.get("message", rule["rule"])
+    for name, field in schema.get("properties", {}).items():
+        yield from _rules(f"{path}.{name}".lstrip("."), field)
+    if "items" in schema:
+        yield from _rules(path + "[]", schema["items"])
+
+
+# The reasons
+
+
+def reasons_table() -> str:
+    from finetune_operator.reasons import REASONS
+
+    rows = [f"| `{name}` | {reason.retry} | {_cell(reason.hint)} |" for name, reason in sorted(REASONS.items())]
+    return "\n".join(["| reason | retried as | what to do |", "|---|---|---|", *rows])
+
+
+# Files
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def with_section(text: str, name: str, content: str) -> str:
+    """`text` with what is between its two `generated: name` markers replaced."""
+    begin, end = f"<!-- generated: {name} -->", f"<!-- end generated: {name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"expected {begin} and {end} exactly once")
+    return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
+
+
+def generated() -> dict[Path, str]:
+    described = values((CHART / "values.yaml").read_text())
+    schema, readme, operations = CHART / "values.schema.json", CHART / "README.md", ROOT / "docs" / "operations.md"
+    crds = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"), reverse=True)]
+    return {
+        schema: json.dumps(schema_with_descriptions(json.loads(schema.read_text()), described), indent=2) + "\n",
+        readme: with_section(readme.read_text(), "values", values_table(described)),
+        operations: with_section(operations.read_text(), "reasons", reasons_table()),
+        ROOT / "docs" / "api.md": api_page(crds),
+    }
+
+
+def main() -> int:
+    files = generated()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is stale: run `make generate` and commit it", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(files[path])
+        print(f"wrote {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
