@@ -1,0 +1,72 @@
+"""Runs one stage of a run inside its Job: read the spec, do the work, leave exactly one Result wherever the operator looks.
+
+A stage is a module with `main(spec: RunSpec) -> Result`. It raises RunFailure when the run cannot go on, and Interrupted once it has
+saved a checkpoint on SIGTERM. The Result becomes the container's termination message and is posted to the operator; whichever
+arrives first counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_trainer import failures
+from finetune_trainer.failures import RunFailure
+from finetune_trainer.runspec import Failure, Result, RunSpec
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, INTERRUPTED = 0, 1, 143
+TERMINATION_LOG = "/dev/termination-log"
+
+
+class Interrupted(Exception):
+    """SIGTERM came and the checkpoint is saved: neither success nor failure."""
+
+
+def run_stage(stage: str, spec_path: str) -> int:
+    """Run `stage` with the spec in a file; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for chatty in ("httpx", "urllib3", "huggingface_hub", "filelock"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        spec = RunSpec.model_validate_json(Path(spec_path).read_bytes())
+    except (OSError, ValidationError) as error:
+        failure = Failure(reason=failures.INTERNAL_ERROR, message=f"the run spec {spec_path} cannot be read: {error}")
+        return finish(Result(stage=stage, job="", failure=failure), None)
+    try:
+        result = import_module(f"finetune_trainer.{stage}").main(spec)
+    except Interrupted as interruption:
+        log.info("%s", interruption)
+        return INTERRUPTED
+    except RunFailure as failure:
+        result = Result.failed(spec, failure.reason, failure.message)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            result = Result.failed(spec, failures.DISK_FULL, f"no space left on the pod's volumes: {error}")
+        else:
+            log.exception("%s failed", stage)
+            result = Result.failed(spec, failures.INTERNAL_ERROR, f"{type(error).__name__}: {error} (traceback in the pod's log)")
+    return finish(result, spec)
+
+
+def finish(result: Result, spec: RunSpec | None) -> int:
+    """Leave the Result in the termination message and at the operator; returns the exit code that belongs to it."""
+    if result.failure:
+        log.error("%s: %s", result.failure.reason, result.failure.message)
+    path = Path(os.environ.get("TERMINATION_LOG", TERMINATION_LOG))
+    try:
+        path.write_bytes(result.wire())
+    except OSError as error:
+        log.warning("the termination message %s cannot be written: %s", path, error)
+    if spec is not None and spec.report_url:
+        from finetune_trainer.report import Reporter
+
+        Reporter(spec).result(result)
+    return FAILED if result.failure else DONE

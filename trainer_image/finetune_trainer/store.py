@@ -1,0 +1,435 @@
+"""The object store: a thin layer over the minio client that waits out an outage and trusts nothing it has not read back.
+
+All keys are relative to the store's `s3://bucket/prefix`; `at()` gives the same store at another place. Credentials come from the
+environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN). Every error leaves as a RunFailure.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import certifi
+import urllib3
+from minio import Minio
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+
+from finetune_trainer import digest as digests
+from finetune_trainer import failures
+from finetune_trainer.failures import RunFailure
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+WAIT_SECONDS = 180.0  # how long an unreachable store is waited for: a node reboot of a single MinIO takes about two minutes
+PARALLEL = 8
+_PART = 64 << 20  # upload part; files up to this size are one PUT, whose ETag is the content's MD5
+_RANGE = 32 << 20  # download range: several connections per file, or a 5 GB shard waits for one
+_CHUNK = 1 << 20
+
+_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject"}
+_UNAUTHORIZED = {
+    "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidTokenId", "InvalidToken",
+    "AuthorizationHeaderMalformed", "AccountProblem", "AllAccessDisabled",
+}  # fmt: skip
+
+
+class Place(Protocol):
+    """What a Store needs to know: `runspec.Storage` has it."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def region(self) -> str: ...
+
+
+class Object(NamedTuple):
+    """One object: key relative to the store's prefix, size in bytes, ETag without quotes."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class ObjectNotFound(Exception):
+    """There is no such object or bucket; callers turn it into the failure that fits what they were looking for."""
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """(bucket, key without slashes around it) of `s3://bucket/key`."""
+    parts = urlsplit(uri)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise RunFailure(failures.STORAGE_UNAVAILABLE, f"{uri!r} is not an s3:// address; write s3://bucket/path")
+    return parts.netloc, parts.path.strip("/")
+
+
+class Store:
+    """One bucket and prefix of an S3 server. Thread-safe."""
+
+    def __init__(
+        self,
+        storage: Place,
+        *,
+        wait_seconds: float = WAIT_SECONDS,
+        secret_name: str = "",
+        stop: threading.Event | None = None,
+        _client: Minio | None = None,
+    ) -> None:
+        self.bucket, self.prefix = split_uri(storage.uri)
+        self._storage, self._wait, self._secret, self._stop = storage, wait_seconds, secret_name, stop or threading.Event()
+        self._client = _client or _connect(storage)
+        self.endpoint = storage.endpoint or "https://s3.amazonaws.com"
+
+    def at(self, uri: str) -> Store:
+        """The same server and credentials at another s3:// address."""
+
+        class Elsewhere(NamedTuple):
+            uri: str
+            endpoint: str
+            region: str
+
+        place = Elsewhere(uri, self._storage.endpoint, self._storage.region)
+        return Store(place, wait_seconds=self._wait, secret_name=self._secret, stop=self._stop, _client=self._client)
+
+    def uri(self, key: str = "") -> str:
+        """The s3:// address of a key."""
+        return f"s3://{self.bucket}/{self._key(key)}".rstrip("/")
+
+    # single objects
+
+    def put_bytes(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+        self._patiently(
+            f"writing {self.uri(key)}",
+            lambda: self._client.put_object(self.bucket, self._key(key), io.BytesIO(data), len(data), content_type),
+        )
+
+    def get_bytes(self, key: str) -> bytes:
+        """The object's content; ObjectNotFound when there is none."""
+
+        def read() -> bytes:
+            with self.open(key) as stream:
+                return stream.read()
+
+        return self._patiently(f"reading {self.uri(key)}", read)
+
+    def put_json(self, key: str, value: Any) -> None:
+        self.put_bytes(key, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode(), "application/json")
+
+    def get_json(self, key: str) -> Any | None:
+        """The parsed object, or None when there is none."""
+        try:
+            return json.loads(self.get_bytes(key))
+        except ObjectNotFound:
+            return None
+        except ValueError as error:
+            raise RunFailure(failures.DOWNLOAD_FAILED, f"{self.uri(key)} is not JSON ({error}); delete it and run again") from error
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Upload one file and read its size and checksum back."""
+
+        def put() -> None:
+            with open(path, "rb") as source:
+                size = os.fstat(source.fileno()).st_size
+                self._client.put_object(self.bucket, self._key(key), source, size, part_size=_PART)
+
+        self._patiently(f"uploading {self.uri(key)}", put)
+        self._read_back(key, path)
+
+    def stat(self, key: str) -> Object | None:
+        """Size and ETag of an object, or None when there is none."""
+        try:
+            found = self._patiently(f"looking for {self.uri(key)}", lambda: self._client.stat_object(self.bucket, self._key(key)))
+        except ObjectNotFound:
+            return None
+        return Object(key, found.size or 0, (found.etag or "").strip('"'))
+
+    def exists(self, key: str) -> bool:
+        return self.stat(key) is not None
+
+    def list(self, prefix: str = "") -> list[Object]:
+        """All objects under a folder, sorted by key; ObjectNotFound when the bucket does not exist."""
+        base = self._key(prefix)
+        base = f"{base}/" if base else ""
+
+        def walk() -> list[Object]:
+            found = self._client.list_objects(self.bucket, prefix=base, recursive=True)
+            start = len(self.prefix) + 1 if self.prefix else 0
+            return [
+                Object((entry.object_name or "")[start:], entry.size or 0, (entry.etag or "").strip('"'))
+                for entry in found
+                if not entry.is_dir
+            ]
+
+        return sorted(self._patiently(f"listing s3://{self.bucket}/{base}", walk))
+
+    def delete(self, prefix: str) -> int:
+        """Delete an object and everything under it as a folder; the manifest goes first, so that nothing half-deleted looks whole."""
+        listed = [entry.key for entry in self.list(prefix)]
+        keys = sorted(listed, key=lambda key: (not key.endswith(digests.MANIFEST), key))
+        for key in keys or [prefix]:
+            self._patiently(f"deleting {self.uri(key)}", lambda key=key: self._client.remove_object(self.bucket, self._key(key)))
+        return len(keys)
+
+    @contextmanager
+    def open(self, key: str, offset: int = 0, length: int = 0) -> Iterator[Any]:
+        """The object's content as a stream, from `offset`, `length` bytes (0: to the end). No waiting: the reader may have begun."""
+        response = self._client.get_object(self.bucket, self._key(key), offset, length)
+        try:
+            yield response
+        finally:
+            response.close()
+            response.release_conn()
+
+    def hash_object(self, key: str, path: str) -> digests.File:
+        """An object's File entry, its content streamed through sha256 and kept nowhere."""
+
+        def stream() -> digests.File:
+            sha, size = hashlib.sha256(), 0
+            with self.open(key) as response:
+                for chunk in response.stream(_CHUNK):
+                    sha.update(chunk)
+                    size += len(chunk)
+            return digests.File(path, sha.hexdigest(), size)
+
+        return self._patiently(f"hashing {self.uri(key)}", stream)
+
+    # trees of files with a manifest
+
+    def manifest(self, prefix: str) -> dict[str, Any] | None:
+        """A folder's manifest.json, or None; DigestMismatch when its files do not hash to the digest it states."""
+        key = f"{prefix.rstrip('/')}/{digests.MANIFEST}".lstrip("/")
+        manifest = self.get_json(key)
+        if manifest is not None:
+            try:
+                digests.files_of(manifest)
+            except (ValueError, KeyError, TypeError) as error:
+                raise RunFailure(failures.DIGEST_MISMATCH, f"{self.uri(key)} cannot be trusted: {error}") from error
+        return manifest
+
+    def upload_tree(
+        self,
+        directory: Path,
+        prefix: str,
+        manifest_extra: dict[str, Any] | None = None,
+        files: Iterable[digests.File] | None = None,
+    ) -> str:
+        """Upload a folder, read every file back, then write manifest.json; returns the digest. Without a manifest it does not exist.
+
+        `files`: what `digest.hash_tree(directory)` gave, when the caller has it already.
+        """
+        listed = sorted(files if files is not None else digests.hash_tree(directory))
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            list(pool.map(lambda file: self.put_file(f"{prefix}/{file.path}", directory / file.path), listed))
+        manifest = digests.manifest_of(listed, **(manifest_extra or {}))
+        self.put_json(f"{prefix}/{digests.MANIFEST}", manifest)
+        return str(manifest["digest"])
+
+    def verify_tree(self, prefix: str) -> dict[str, Any] | None:
+        """The manifest if it is sound and every file that it names is there with its size; None otherwise."""
+        try:
+            manifest = self.manifest(prefix)
+        except RunFailure as failure:
+            log.warning("storage: %s", failure.message)
+            return None
+        if manifest is None:
+            return None
+        sizes = {entry.key: entry.size for entry in self.list(prefix)}
+        complete = all(sizes.get(f"{prefix}/{file.path}") == file.size for file in digests.files_of(manifest))
+        return manifest if complete else None
+
+    def download_tree(
+        self,
+        prefix: str,
+        directory: Path,
+        digest: str | None = None,
+        manifest: dict[str, Any] | None = None,
+        on_bytes: Callable[[int], None] = lambda count: None,
+    ) -> dict[str, Any]:
+        """Download what a manifest lists and check every file's sha256; returns the manifest.
+
+        `digest`: refuse any other. `manifest`: use this one (for folders of users, which have none). Files already there and
+        right are kept. Small files come whole, large ones in ranges over several connections.
+        """
+        manifest = manifest or self.manifest(prefix)
+        if manifest is None:
+            raise RunFailure(failures.DOWNLOAD_FAILED, f"{self.uri(prefix)} has no {digests.MANIFEST}: it was never completed")
+        if digest and manifest["digest"] != digest:
+            raise RunFailure(
+                failures.DIGEST_MISMATCH, f"{self.uri(prefix)} has digest {manifest['digest']}, {digest} was asked for"
+            )
+        wanted = [file for file in digests.files_of(manifest) if not _holds(directory, file)]
+        for file in wanted:
+            path = directory / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _disk(path), open(path, "wb") as target:
+                target.truncate(file.size)
+        ranges = [(file, offset) for file in wanted for offset in range(0, file.size, _RANGE)]
+
+        def fetch(part: tuple[digests.File, int]) -> None:
+            file, offset = part
+            length = min(_RANGE, file.size - offset)
+            self._fetch_range(f"{prefix}/{file.path}".lstrip("/"), directory / file.path, offset, length)
+            on_bytes(length)
+
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            list(pool.map(fetch, ranges))
+            wrong = [file.path for file, right in zip(wanted, pool.map(lambda f: _holds(directory, f), wanted)) if not right]
+        if wrong:
+            raise RunFailure(
+                failures.DIGEST_MISMATCH,
+                f"{self.uri(prefix)}/{wrong[0]} is not the file that its manifest lists ({len(wrong)} such): "
+                "it was changed after it was recorded; start a new run",
+            )
+        return manifest
+
+    def _fetch_range(self, key: str, path: Path, offset: int, length: int) -> None:
+        def fetch() -> None:
+            with _disk(path), open(path, "r+b") as target, self.open(key, offset, length) as response:
+                target.seek(offset)
+                for chunk in response.stream(_CHUNK):
+                    target.write(chunk)
+
+        try:
+            self._patiently(f"downloading {self.uri(key)}", fetch)
+        except ObjectNotFound as error:
+            raise RunFailure(failures.DOWNLOAD_FAILED, f"{self.uri(key)} is gone; its manifest lists it") from error
+
+    def _read_back(self, key: str, path: Path) -> None:
+        stored, size = self.stat(key), path.stat().st_size
+        if stored is None or stored.size != size:
+            held = "nothing" if stored is None else f"{stored.size} bytes"
+            raise RunFailure(failures.UPLOAD_FAILED, f"{self.uri(key)} holds {held} after an upload of {size} bytes")
+        if stored.etag != _etag(path):  # an ETag is no checksum under SSE-KMS: then the content itself decides
+            remote, local = self.hash_object(key, path.name), digests.hash_file(path)
+            if (remote.sha256, remote.size) != local:
+                raise RunFailure(failures.UPLOAD_FAILED, f"{self.uri(key)} reads back with other content than was uploaded")
+
+    def _key(self, key: str) -> str:
+        return "/".join(part for part in (self.prefix, key.strip("/")) if part)
+
+    def _patiently(self, what: str, operation: Callable[[], Answer]) -> Answer:
+        """Run an operation; wait visibly and for a bounded time while the store cannot be reached."""
+        deadline, delay = time.monotonic() + self._wait, 1.0
+        while True:
+            try:
+                return operation()
+            except S3Error as error:
+                trouble = self._classify(what, error)
+            except (ServerError, InvalidResponseError) as error:
+                trouble = str(error)
+            except urllib3.exceptions.HTTPError as error:
+                trouble = self._connection_trouble(what, error)
+            except MinioException as error:
+                raise RunFailure(failures.STORAGE_UNAVAILABLE, f"{what}: {error}") from error
+            left = deadline - time.monotonic()
+            if left <= 0 or self._stop.is_set():
+                raise RunFailure(
+                    failures.STORAGE_UNAVAILABLE,
+                    f"{what}: {self.endpoint} did not answer for {self._wait:.0f} s ({trouble}); "
+                    "check the storage endpoint and that the server runs",
+                )
+            log.warning("storage: %s: %s (%s); trying again for %.0f s more", what, self.endpoint, trouble, left)
+            self._stop.wait(min(delay, left))
+            delay = min(delay * 2, 10.0)
+
+    def _classify(self, what: str, error: S3Error) -> str:
+        """Raise what waiting cannot cure; otherwise say what the trouble is."""
+        code = error.code or ""
+        if code in _NOT_FOUND:
+            raise ObjectNotFound(f"{what}: {error.message}") from error
+        if code in _UNAUTHORIZED:
+            secret = f"Secret {self._secret!r}" if self._secret else "the storage credentials' Secret"
+            raise RunFailure(
+                failures.STORAGE_UNAUTHORIZED,
+                f"{what}: {self.endpoint} answered {code}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in {secret}"
+                + (f" and that they may use bucket {self.bucket!r}" if code == "AccessDenied" else ""),
+            ) from error
+        status = getattr(error.response, "status", 0)
+        if status >= 500 or status == 429 or code in {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "XMinioServerNotInitialized"}:
+            return f"{code}: {error.message}"
+        raise RunFailure(failures.STORAGE_UNAVAILABLE, f"{what}: {self.endpoint} answered {code}: {error.message}") from error
+
+    def _connection_trouble(self, what: str, error: urllib3.exceptions.HTTPError) -> str:
+        cause = getattr(error, "reason", None) or error
+        if isinstance(cause, urllib3.exceptions.SSLError):
+            raise RunFailure(
+                failures.STORAGE_UNAVAILABLE,
+                f"{what}: TLS with {self.endpoint} failed ({cause}); check the endpoint's scheme and its CA certificate",
+            ) from error
+        return str(cause).rpartition(": ")[2] or type(cause).__name__
+
+
+def _connect(storage: Place) -> Minio:
+    parts = urlsplit(storage.endpoint or "https://s3.amazonaws.com")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise RunFailure(failures.STORAGE_UNAVAILABLE, f"storage endpoint {storage.endpoint!r} is not http(s)://host:port")
+    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if bool(access) != bool(secret):
+        raise RunFailure(
+            failures.STORAGE_UNAUTHORIZED, "the storage Secret needs both keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    pool = urllib3.PoolManager(
+        maxsize=2 * PARALLEL,
+        timeout=urllib3.Timeout(connect=5, read=60),
+        retries=urllib3.Retry(total=0, redirect=3, raise_on_status=False),  # `_patiently` retries, with log lines
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
+    )
+    return Minio(
+        parts.netloc,
+        access_key=access,
+        secret_key=secret,
+        session_token=os.environ.get("AWS_SESSION_TOKEN") or None,
+        secure=parts.scheme == "https",
+        region=storage.region or "us-east-1",  # unset, the client would ask the server first
+        http_client=pool,
+    )
+
+
+def _etag(path: Path) -> str:
+    """The ETag that an unencrypted upload of this file with our part size has."""
+    parts: list[bytes] = []
+    with open(path, "rb") as source:
+        while True:
+            md5, left = hashlib.md5(usedforsecurity=False), _PART
+            while left and (chunk := source.read(min(left, _CHUNK))):
+                md5.update(chunk)
+                left -= len(chunk)
+            if left == _PART and parts:
+                break
+            parts.append(md5.digest())
+            if left:
+                break
+    if len(parts) == 1:
+        return parts[0].hex()
+    return f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def _holds(directory: Path, file: digests.File) -> bool:
+    path = directory / file.path
+    return path.is_file() and path.stat().st_size == file.size and digests.hash_file(path)[0] == file.sha256
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Turn a full disk into its own failure."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailure(failures.DISK_FULL, f"no space left for {path}; raise resources' ephemeral storage or use less data") from error
+        raise
