@@ -10,14 +10,14 @@ import hashlib
 from typing import Literal, Self
 
 from finetune_operator.api.common import Spec, Status
-from finetune_operator.api.finetune import (
+from finetune_operator.api.finetune import FineTuneSpec
+from finetune_operator.api.finetunestatus import (
     AdapterStatus,
     BaseModelStatus,
     DatasetStatus,
     EstimateStatus,
     EvaluationStatus,
     ExportStatus,
-    FineTuneSpec,
 )
 from pydantic import Field
 
@@ -35,19 +35,6 @@ class Storage(Spec):
     region: str = ""
 
 
-class BaseModelResult(BaseModelStatus):
-    """status.baseModel and where the files are: s3://... or file:///data/base-model."""
-
-    uri: str = ""
-
-
-class DatasetResult(DatasetStatus):
-    """status.dataset and where the prepared data is."""
-
-    uri: str = ""
-    evaluation_samples: int = 0
-
-
 class Reused(Status):
     """An adapter that the bucket holds already for the same run id, verified."""
 
@@ -59,8 +46,8 @@ class PrepareResult(Status):
     """What prepare found and made."""
 
     run_id: str
-    base_model: BaseModelResult
-    dataset: DatasetResult
+    base_model: BaseModelStatus
+    dataset: DatasetStatus
     estimate: EstimateStatus | None = None
     total_steps: int = 0
     reused: Reused | None = None
@@ -142,8 +129,7 @@ def inputs_hash(spec: FineTuneSpec, trainer_image: str) -> str:
     asked = _trained(spec)
     asked["baseModel"] = _json(spec.base_model)
     asked["dataset"] = _json(spec.dataset)
-    if spec.evaluation is not None:
-        asked["evaluation"] = _json(spec.evaluation)
+    asked["evaluation"] = _json(spec.evaluation)
     return _hash(asked, trainer_image)
 
 
@@ -160,8 +146,8 @@ def _trained(spec: FineTuneSpec) -> dict[str, object]:
     return {"objective": _json(spec.objective), "method": _json(spec.method), "training": training}
 
 
-def _json(model: Spec | None) -> dict[str, object]:
-    return model.model_dump(mode="json", by_alias=True, exclude_none=True) if model is not None else {}
+def _json(model: Spec) -> dict[str, object]:
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _hash(asked: dict[str, object], trainer_image: str) -> str:
