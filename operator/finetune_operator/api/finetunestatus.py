@@ -35,6 +35,9 @@ class RunStatus(Status):
     inputs: Text = Field(
         default="", description="Hash of the parts of spec that are trained; a change of it starts a new run."
     )
+    trainer_image: Text = Field(
+        default="", description="Trainer image of the run. A newer one in the chart neither restarts nor changes it."
+    )
     attempt: int = Field(default=0, ge=0, description="Number of the newest attempt, from 1. Each attempt is one Job.")
     job_name: Text = Field(default="", description="Job of the newest attempt.")
     started_at: Time | None = Field(default=None, description="When the run started (UTC).")
@@ -53,6 +56,7 @@ class RunStatus(Status):
     disruptions: int = Field(
         default=0, ge=0, description="Attempts that ended by eviction, preemption, node loss or suspension."
     )
+    gpu_seconds: float = Field(default=0, ge=0, description="GPU time of the attempts that ended, in seconds.")
     infrastructure_retries: int = Field(default=0, ge=0, description="Retries used of spec.retry.infrastructure.")
     out_of_memory_retries: int = Field(default=0, ge=0, description="Retries used of spec.retry.outOfMemory.")
 
