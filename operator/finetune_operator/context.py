@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from finetune_operator.events import Events
-from finetune_operator.kube import Kube
-from finetune_operator.queue import WorkQueue
+from finetune_operator.kube import Kube, Object
+from finetune_operator.queue import Key, WorkQueue
 from finetune_operator.reports import Reports
 from finetune_operator.settings import Settings
 
@@ -23,3 +23,5 @@ class Context:
     reports: Reports
     queue: WorkQueue
     now: Callable[[], dt.datetime]
+    # Objects that were just created, as the watch brought them: the first look at an object needs no read.
+    newborn: dict[Key, Object] = field(default_factory=dict)

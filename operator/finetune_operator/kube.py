@@ -115,6 +115,16 @@ class Kube:
         answer = await self._request("GET", resource.path(namespace), {"labelSelector": selector} if selector else None)
         return [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in answer["items"]]
 
+    async def kinds(self, api_version: str) -> set[str]:
+        """The kinds that the API server knows in a group's version; empty when it does not know the group."""
+        try:
+            answer = await self._request("GET", f"/apis/{api_version}")
+        except ApiError as error:
+            if error.status == 404:
+                return set()
+            raise
+        return {resource["kind"] for resource in answer["resources"]}
+
     async def create(self, resource: Resource, body: Object) -> Object:
         """POST; an ApiError with `already_exists` when the name is taken."""
         namespace = body.get("metadata", {}).get("namespace", "")
