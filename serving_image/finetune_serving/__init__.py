@@ -1,1 +1,1 @@
-"""What runs beside and inside vLLM: an agent that loads verified adapters, and a middleware that maps names to digests."""
+"""What runs beside and inside vLLM: an agent that loads verified adapters, a middleware that maps names to digests."""

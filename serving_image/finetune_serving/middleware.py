@@ -161,7 +161,8 @@ class AdapterMiddleware:
 
 def route_path(scope: Scope) -> str:
     """The path as the router will see it: without `--root-path`."""
-    path, root = scope["path"], scope.get("root_path", "")
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
 

@@ -1,0 +1,100 @@
+"""The agent's calls to vLLM, in the same pod, through the middleware's token."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import aiohttp
+
+# Loading reads the adapter from disk and copies it to every GPU; on a busy engine that waits its turn.
+LOAD_SECONDS = 600
+PROBE_SECONDS = 120
+STATE_SECONDS = 5
+
+
+class EngineAway(Exception):
+    """No answer: the engine is starting, restarting or overloaded."""
+
+
+class EngineRefused(Exception):
+    """The engine answered with an error; the message is its own."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """One look at the engine's process: its boot id, and the requests being answered per engine name."""
+
+    boot: str
+    in_flight: dict[str, int]
+
+
+class Engine(Protocol):
+    async def state(self) -> EngineState: ...
+    async def adapters(self) -> set[str]: ...
+    async def load(self, model: str, path: str) -> None: ...
+    async def unload(self, model: str) -> None: ...
+    async def prompt_logprobs(self, model: str, prompt: str) -> list[float]: ...
+
+
+class VllmEngine:
+    """vLLM's OpenAI server at `url`."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, token: str) -> None:
+        self._session = session
+        self._url = url
+        self._headers = {"X-Finetune-Token": token}
+
+    async def state(self) -> EngineState:
+        answer = await self._call("GET", "/finetune/engine", STATE_SECONDS)
+        return EngineState(answer["boot"], answer["inFlight"])
+
+    async def adapters(self) -> set[str]:
+        """Engine names of the loaded adapters, without the base model and the middleware's stable names."""
+        listing = await self._call("GET", "/v1/models", STATE_SECONDS)
+        return {card["id"] for card in listing["data"] if card.get("parent") and "@" in card["id"]}
+
+    async def load(self, model: str, path: str) -> None:
+        await self._call("POST", "/v1/load_lora_adapter", LOAD_SECONDS, {"lora_name": model, "lora_path": path})
+
+    async def unload(self, model: str) -> None:
+        try:
+            await self._call("POST", "/v1/unload_lora_adapter", STATE_SECONDS, {"lora_name": model})
+        except EngineRefused as refused:
+            if refused.status != 404:
+                raise
+
+    async def prompt_logprobs(self, model: str, prompt: str) -> list[float]:
+        """Log probability of each prompt token after the first, as `model` (engine name or base) sees it."""
+        request = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        answer = await self._call("POST", "/v1/completions", PROBE_SECONDS, request)
+        tokens = answer["choices"][0].get("prompt_logprobs") or []
+        return [float(choice["logprob"]) for token in tokens if token for choice in token.values()]
+
+    async def _call(self, method: str, path: str, seconds: float, body: dict[str, Any] | None = None) -> Any:
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        try:
+            async with self._session.request(
+                method, self._url + path, json=body, headers=self._headers, timeout=timeout
+            ) as response:
+                if response.status >= 400:
+                    raise EngineRefused(response.status, _error_message(await response.text()))
+                if response.content_type == "application/json":
+                    return await response.json()
+                return await response.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineAway(f"{method} {path}: {error or type(error).__name__}") from error
+
+
+def _error_message(text: str) -> str:
+    """vLLM's own message out of its error body, or the start of whatever came."""
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return text[:500]
