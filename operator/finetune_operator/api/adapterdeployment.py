@@ -8,6 +8,7 @@ from pydantic.alias_generators import to_camel
 from finetune_operator.api.adapterdeploymentstatus import AdapterDeploymentStatus
 from finetune_operator.api.common import BaseModelSource, Digest, Duration, ObjectMeta, Quantity, S3Uri, Spec
 from finetune_operator.api.pod import Labels, PodTemplate
+from finetune_operator.api.rules import Rule, exactly_one
 
 FineTuneName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=40)]
 
@@ -44,6 +45,8 @@ class Canary(Spec):
 class Adapter(Spec):
     """One adapter and the model name that clients ask for: exactly one of fineTuneRef and artifact."""
 
+    rules = (exactly_one("fineTuneRef", "artifact"),)
+
     name: str = Field(
         pattern=r"^[a-z0-9]([-a-z0-9_.]*[a-z0-9])?$",
         min_length=1,
@@ -57,8 +60,39 @@ class Adapter(Spec):
     )
 
 
+# Arguments of vLLM that the operator works out; a second value would break serving or its checks.
+RESERVED_ENGINE_ARGS = (
+    "--model",
+    "--config",
+    "--host",
+    "--port",
+    "--served-model-name",
+    "--tokenizer",
+    "--enable-lora",
+    "--lora-modules",
+    "--max-lora-rank",
+    "--max-loras",
+    "--max-cpu-loras",
+    "--middleware",
+    "--max-model-len",
+    "--quantization",
+    "--tensor-parallel-size",
+    "--trust-remote-code",
+)
+
+
 class Engine(Spec):
     """The vLLM server."""
+
+    rules = (
+        Rule(
+            "!has(self.extraArgs) || self.extraArgs.all(arg, "
+            f"!(arg.split('=')[0].replace('_', '-') in [{', '.join(repr(arg) for arg in RESERVED_ENGINE_ARGS)}]))",
+            f"extraArgs: the operator sets {', '.join(RESERVED_ENGINE_ARGS)} itself; remove them",
+            field="extraArgs",
+            reason="FieldValueForbidden",
+        ),
+    )
 
     image: str | None = Field(
         default=None,
@@ -69,7 +103,8 @@ class Engine(Spec):
     extra_args: list[Annotated[str, Field(min_length=1, max_length=512)]] = Field(
         default_factory=list,
         max_length=64,
-        description="Further arguments of vLLM, e.g. --gpu-memory-utilization=0.8. Default: none. Those that the operator sets are refused.",
+        description="Further arguments of vLLM, e.g. --gpu-memory-utilization=0.8. Default: none. Those that the "
+        "operator sets are refused.",
     )
     max_model_length: int | None = Field(
         default=None,
@@ -97,8 +132,8 @@ class Probe(Spec):
         default=0.001,
         ge=0,
         le=100,
-        description="Smallest difference of log-probabilities between adapter and base model, over all prompts, that counts as a change. "
-        "Default: 0.001. 0 turns the check off.",
+        description="Smallest difference of log-probabilities between adapter and base model, over all prompts, that "
+        "counts as a change. Default: 0.001. 0 turns the check off.",
     )
 
 
@@ -124,7 +159,8 @@ class ServingResources(Spec):
     )
     shared_memory: Quantity | None = Field(
         default=None,
-        description="Size of /dev/shm, for several GPUs in one pod. It counts as memory. Default: that of the container runtime.",
+        description="Size of /dev/shm, for several GPUs in one pod. It counts as memory. Default: that of the "
+        "container runtime.",
     )
 
 
@@ -143,9 +179,28 @@ class Service(Spec):
 class Autoscaling(Spec):
     """Let Kubernetes choose the number of pods; replicas is then ignored."""
 
+    rules = (
+        Rule(
+            "self.minReplicas <= self.maxReplicas",
+            "minReplicas: must be at most maxReplicas",
+            field="minReplicas",
+        ),
+        Rule(
+            "self.minReplicas > 0 || self.type == 'KEDA'",
+            "minReplicas: only KEDA scales to 0; use type KEDA, or at least 1",
+            field="minReplicas",
+        ),
+        Rule(
+            "(self.type == 'KEDA') == has(self.prometheusAddress)",
+            "prometheusAddress: KEDA needs it and HPA does not have it; set it, or use type HPA without it",
+            field="prometheusAddress",
+        ),
+    )
+
     type: Literal["HPA", "KEDA"] = Field(
         default="HPA",
-        description="HPA (default): a HorizontalPodAutoscaler on CPU. KEDA: a ScaledObject on waiting requests; needs KEDA and Prometheus.",
+        description="HPA (default): a HorizontalPodAutoscaler on CPU. KEDA: a ScaledObject on waiting requests; needs "
+        "KEDA and Prometheus.",
     )
     min_replicas: int = Field(default=1, ge=0, le=1000, description="Fewest pods. Default: 1. 0 needs KEDA.")
     max_replicas: int = Field(ge=1, le=1000, description="Most pods.")
@@ -166,11 +221,37 @@ class Autoscaling(Spec):
 class AdapterDeploymentSpec(Spec):
     """Which adapters are served, on what, and how."""
 
+    rules = (
+        Rule(
+            "self.mode != 'Merge' || self.adapters.size() == 1",
+            "adapters: mode Merge serves exactly one adapter; use mode Mount, or one object per adapter",
+            field="adapters",
+        ),
+        Rule(
+            "self.mode != 'Merge' || !self.adapters.exists(adapter, has(adapter.canary))",
+            "adapters: a canary needs both adapters in one server; use mode Mount, or remove canary",
+            field="adapters",
+        ),
+        Rule(
+            "has(self.baseModel) || !self.adapters.exists(adapter, has(adapter.artifact))",
+            "baseModel: an artifact does not say what it was trained on; set baseModel",
+            field="baseModel",
+            reason="FieldValueRequired",
+        ),
+        Rule(
+            "!has(self.baseModel) || self.adapters.exists(adapter, has(adapter.artifact))",
+            "baseModel: it is taken from the FineTune of fineTuneRef; remove baseModel",
+            field="baseModel",
+            reason="FieldValueForbidden",
+        ),
+    )
+
     adapters: list[Adapter] = Field(
         min_length=1,
         max_length=32,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        description="The adapters: one or more with mode Mount, exactly one with mode Merge. All must have been trained on the same base model.",
+        description="The adapters: one or more with mode Mount, exactly one with mode Merge. All must have been "
+        "trained on the same base model.",
     )
     base_model: BaseModelSource | None = Field(
         default=None,
@@ -178,13 +259,15 @@ class AdapterDeploymentSpec(Spec):
     )
     mode: Literal["Mount", "Merge"] = Field(
         default="Mount",
-        description="Mount (default): LoRA on the base model; adapters are swapped in a running pod. Merge: the adapter is merged into the weights, "
-        "which costs nothing per token; a new adapter rolls out like any Deployment.",
+        description="Mount (default): LoRA on the base model; adapters are swapped in a running pod. Merge: the "
+        "adapter is merged into the weights, which costs nothing per token; a new adapter rolls out like any "
+        "Deployment.",
     )
     engine: Engine = Field(default=Engine(), description="The vLLM server.")
     gate: Literal["Required", "Ignore"] = Field(
         default="Required",
-        description="Required (default): an adapter that did not pass the gates of its FineTune is not served, reason GateNotPassed. Ignore: it is.",
+        description="Required (default): an adapter that did not pass the gates of its FineTune is not served, reason "
+        "GateNotPassed. Ignore: it is.",
     )
     probe: Probe = Field(default=Probe(), description="How an adapter proves that it changes the answers.")
     replicas: int = Field(

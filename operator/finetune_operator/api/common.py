@@ -1,10 +1,14 @@
 """What both kinds share: the model base classes, durations and quantities, sources, references and conditions."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from finetune_operator.api.rules import Rule, exactly_one
 
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"
@@ -14,6 +18,15 @@ class Spec(BaseModel):
     """A part of what users write: unknown fields are errors, absent fields take the CRD's defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        if cls.rules:
+            schema["x-kubernetes-validations"] = [rule.as_validation() for rule in cls.rules]
+        return schema
 
 
 class Status(BaseModel):
@@ -45,6 +58,8 @@ S3Uri = Annotated[
 VolumePath = Annotated[str, Field(pattern=r"^([^/.][^/]*(/[^/.][^/]*)*)?/?$", max_length=1024)]
 HubRepo = Annotated[str, Field(pattern=r"^([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*$", max_length=200)]
 HubRevision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*$", max_length=200)]
+
+Precision = Literal["Auto", "BF16", "FP16", "FP32"]
 
 DURATION_UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -98,7 +113,8 @@ class HuggingFaceModel(Spec):
     )
     token_secret_ref: SecretKeyRef | None = Field(
         default=None,
-        description="Hub token for gated and private repositories. It reaches the CPU-only prepare Job and nothing else.",
+        description="Hub token for gated and private repositories. It reaches the CPU-only prepare Job and nothing "
+        "else.",
     )
 
 
@@ -123,13 +139,17 @@ class PersistentVolumeClaimSource(Spec):
 class BaseModelSource(Spec):
     """Where the base model comes from: exactly one of huggingFace, s3 and persistentVolumeClaim."""
 
+    rules = (exactly_one("huggingFace", "s3", "persistentVolumeClaim"),)
+
     hugging_face: HuggingFaceModel | None = Field(
         default=None,
-        description="A model on the Hugging Face hub. It is mirrored into the bucket once per commit, before a GPU is asked for.",
+        description="A model on the Hugging Face hub. It is mirrored into the bucket once per commit, before a GPU is "
+        "asked for.",
     )
     s3: S3Source | None = Field(
         default=None,
-        description="A folder in the S3 store with the model's files (config.json, *.safetensors, tokenizer files). Used where it is.",
+        description="A folder in the S3 store with the model's files (config.json, *.safetensors, tokenizer files). "
+        "Used where it is.",
     )
     persistent_volume_claim: PersistentVolumeClaimSource | None = Field(
         default=None, description="A folder on a volume with the model's files. Used where it is."

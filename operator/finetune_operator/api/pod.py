@@ -1,10 +1,12 @@
 """The safe parts of a pod that users may set: scheduling, labels, image pull secrets, environment."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.common import ObjectName, Spec
+from finetune_operator.api.rules import Rule, exactly_one
 
 LabelKey = Annotated[
     str, Field(pattern=r"^([a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317)
@@ -112,6 +114,20 @@ class Affinity(Spec):
 class Toleration(Spec):
     """A node taint that the pods tolerate, as in a pod's spec.tolerations."""
 
+    rules = (
+        Rule(
+            "self.operator == 'Exists' || (has(self.key) && self.key != '')",
+            "key: operator Equal needs a key; give one or use operator Exists",
+            field="key",
+            reason="FieldValueRequired",
+        ),
+        Rule(
+            "self.operator == 'Equal' || !has(self.value) || self.value == ''",
+            "value: operator Exists compares no value; remove it or use operator Equal",
+            field="value",
+        ),
+    )
+
     key: str = Field(
         default="", max_length=317, description="Taint key. Default: every key (operator must then be Exists)."
     )
@@ -135,12 +151,29 @@ class KeyRef(Spec):
 class EnvVarSource(Spec):
     """Where the value of a variable comes from: exactly one of secretKeyRef and configMapKeyRef."""
 
+    rules = (exactly_one("secretKeyRef", "configMapKeyRef"),)
+
     secret_key_ref: KeyRef | None = Field(default=None, description="A key of a Secret.")
     config_map_key_ref: KeyRef | None = Field(default=None, description="A key of a ConfigMap.")
 
 
 class EnvVar(Spec):
     """An environment variable of the main container."""
+
+    rules = (
+        Rule(
+            "!has(self.valueFrom) || !has(self.value) || self.value == ''",
+            "valueFrom: give value or valueFrom, not both",
+            field="valueFrom",
+        ),
+        Rule(
+            "!self.name.startsWith('FINETUNE_') && !(self.name in "
+            "['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN', 'HOME', 'PYTHONPATH'])",
+            "name: the operator sets this variable itself; remove it",
+            field="name",
+            reason="FieldValueForbidden",
+        ),
+    )
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128, description="Name of the variable.")
     value: str = Field(default="", max_length=4096, description="Value as text. Secrets belong into valueFrom.")
@@ -153,8 +186,30 @@ class ImagePullSecret(Spec):
     name: ObjectName = Field(description="Name of the Secret, in this object's namespace.")
 
 
+def _not_ours(field: str) -> Rule:
+    return Rule(
+        f"!has(self.{field}) || self.{field}.all(key, !key.startsWith('finetune.dev/') && "
+        "!key.startsWith('app.kubernetes.io/managed-by') && !key.startsWith('kueue.x-k8s.io/'))",
+        f"{field}: finetune.dev/, kueue.x-k8s.io/ and app.kubernetes.io/managed-by are the operator's; remove them",
+        field=field,
+        reason="FieldValueForbidden",
+    )
+
+
+def _valid_keys(fields: tuple[str, ...]) -> Iterator[Rule]:
+    """The keys of a map have no schema of their own in a CRD, so a rule stands in for it."""
+    for field in fields:
+        yield Rule(
+            f"!has(self.{field}) || self.{field}.all(key, !format.qualifiedName().validate(key).hasValue())",
+            f"{field}: a key must look like app or example.com/app",
+            field=field,
+        )
+
+
 class PodTemplate(Spec):
     """The parts of the pods that users may set. Security settings, volumes and commands are the operator's."""
+
+    rules = (_not_ours("labels"), _not_ours("annotations"), *_valid_keys(("labels", "annotations", "nodeSelector")))
 
     labels: Labels = Field(default_factory=dict, description="Added to every pod. Our own labels cannot be changed.")
     annotations: Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
@@ -179,5 +234,6 @@ class PodTemplate(Spec):
     env: list[EnvVar] = Field(
         default_factory=list,
         max_length=64,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         description="Environment variables of the main container. The operator's own variables cannot be overridden.",
     )

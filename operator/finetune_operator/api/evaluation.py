@@ -1,0 +1,80 @@
+"""FineTune spec.evaluation: how the adapter is judged, and what it must pass before it is served."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_operator.api.common import Spec
+from finetune_operator.api.rules import Rule
+
+
+class Gate(Spec):
+    """A bar that the adapter must pass before an AdapterDeployment serves it."""
+
+    rules = (
+        Rule(
+            "has(self.max) || has(self.min) || self.betterThanBase",
+            "a gate needs a bar: set max, min or betterThanBase",
+            reason="FieldValueRequired",
+        ),
+        Rule(
+            "!has(self.max) || !has(self.min) || self.min <= self.max",
+            "min: no value passes; min must be at most max",
+            field="min",
+        ),
+    )
+
+    metric: str = Field(
+        pattern=r"^(loss|perplexity|token_accuracy|[a-z0-9_]+/[a-z0-9_,]+)$",
+        max_length=128,
+        description="loss, perplexity or token_accuracy on the held-out rows, or <task>/<metric> of one of "
+        "evaluation.tasks.",
+    )
+    max: float | None = Field(default=None, description="The adapter's value must not be above this.")
+    min: float | None = Field(default=None, description="The adapter's value must not be below this.")
+    better_than_base: bool = Field(
+        default=False,
+        description="The adapter's value must be better than the base model's: lower for loss and perplexity, higher "
+        "otherwise. Default: false.",
+    )
+
+
+class EvaluationTask(Spec):
+    """A task of the lm-evaluation-harness."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", max_length=100, description="Name of the task, e.g. hellaswag.")
+    few_shot: int = Field(default=0, ge=0, le=64, description="Examples in the prompt. Default: 0.")
+    limit: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Evaluate on at most this many items. Default: all."
+    )
+
+
+class Evaluation(Spec):
+    """How adapter and base model are compared once training ends."""
+
+    rules = (
+        Rule(
+            "!has(self.gates) || self.gates.all(gate, !gate.metric.contains('/') || "
+            "(has(self.tasks) && self.tasks.exists(task, gate.metric.startsWith(task.name + '/'))))",
+            "gates: the task of a <task>/<metric> gate must be one of evaluation.tasks; add it there",
+            field="gates",
+        ),
+    )
+
+    gates: list[Gate] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Bars that the adapter must pass. Default: none, every adapter passes. A failed gate does not "
+        "fail the run: condition GatePassed is False and AdapterDeployments keep what they serve.",
+    )
+    tasks: list[EvaluationTask] = Field(
+        default_factory=list,
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        description="Tasks of the lm-evaluation-harness, for base and adapter. Default: none.",
+    )
+    samples: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Prompts that base and adapter answer; the answers are kept in the report. Default: none.",
+    )

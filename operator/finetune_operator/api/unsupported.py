@@ -1,0 +1,51 @@
+"""What the schema knows and this version cannot do yet: refused by the API server, never silently ignored.
+
+One line per field: the path below spec, and the CEL condition under which it is used. Take a line away when the field
+works; nothing else needs to change.
+"""
+
+from finetune_operator.api.rules import Rule
+
+NOT_SUPPORTED_YET: dict[str, dict[str, str]] = {
+    "FineTune": {
+        "dataset.format": "self.dataset.format in ['Preference', 'UnpairedPreference']",
+        "objective.type": "self.objective.type != 'SFT'",
+        "method.type": "!(self.method.type in ['QLoRA', 'LoRA'])",
+        "method.quantization.type": "has(self.method.quantization) && self.method.quantization.type in ['FP4', 'INT8']",
+        "method.lora.modulesToSave": "has(self.method.lora) && has(self.method.lora.modulesToSave)",
+        "method.lora.bias": "has(self.method.lora) && self.method.lora.bias != 'None'",
+        "method.lora.useDora": "has(self.method.lora) && self.method.lora.useDora",
+        "method.lora.initialization": "has(self.method.lora) && !(self.method.lora.initialization in "
+        "['Default', 'Gaussian'])",
+        "method.lora.rankPattern": "has(self.method.lora) && has(self.method.lora.rankPattern)",
+        "method.lora.alphaPattern": "has(self.method.lora) && has(self.method.lora.alphaPattern)",
+        "method.lora.loraPlusRatio": "has(self.method.lora) && has(self.method.lora.loraPlusRatio)",
+        "training.earlyStopping": "has(self.training.earlyStopping)",
+        "checkpoint.every": "type(self.checkpoint.every) == string && self.checkpoint.every == 'epoch'",
+        "evaluation.tasks": "has(self.evaluation.tasks)",
+        "resources.gpus": "self.resources.gpus > 1",
+        "resources.nodes": "self.resources.nodes > 1",
+        "output.exports": "has(self.output.exports)",
+        "output.hub": "has(self.output.hub)",
+        "budget": "has(self.budget)",
+    },
+    "AdapterDeployment": {
+        "adapters.canary": "self.adapters.exists(adapter, has(adapter.canary))",
+        "baseModel.huggingFace": "has(self.baseModel) && has(self.baseModel.huggingFace)",
+        "autoscaling": "has(self.autoscaling)",
+    },
+}
+
+
+def rules(kind: str) -> list[Rule]:
+    """The rules on a kind's spec that refuse what is not supported yet."""
+    return [
+        Rule(
+            f"!({used})",
+            f"{path}: not supported yet",
+            # A path through a list cannot be pointed to; the message names it.
+            field=path if not path.startswith("adapters.") else "adapters",
+            reason="FieldValueForbidden",
+        )
+        for path, used in NOT_SUPPORTED_YET.get(kind, {}).items()
+    ]
