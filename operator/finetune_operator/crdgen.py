@@ -81,8 +81,8 @@ KINDS = (
         name_rules=(
             Rule(
                 f"self.metadata.name.size() <= {LONGEST_NAME} && !self.metadata.name.contains('.')",
-                f"metadata.name: at most {LONGEST_NAME} characters and no dots, because Jobs and pods are named after it; "
-                "choose a shorter name",
+                f"metadata.name: at most {LONGEST_NAME} characters and no dots, because Jobs and pods are named "
+                "after it; choose a shorter name",
             ),
         ),
     ),
@@ -105,8 +105,8 @@ KINDS = (
             Rule(
                 f"self.metadata.name.size() <= {LONGEST_NAME} && "
                 "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                f"metadata.name: at most {LONGEST_NAME} characters, no dots and a letter first, because its Service has "
-                "the same name; choose another name",
+                f"metadata.name: at most {LONGEST_NAME} characters, no dots and a letter first, because its "
+                "Service has the same name; choose another name",
             ),
         ),
         scale={
@@ -159,9 +159,8 @@ def object_schema(kind: Kind) -> Schema:
     definitions = source["$defs"]
 
     def part(name: str) -> Schema:
-        field = source["properties"][name]
-        schema = convert({key: value for key, value in field.items() if key != "default"}, definitions, name)
-        return schema
+        field = {key: value for key, value in source["properties"][name].items() if key != "default"}
+        return convert(field, definitions, name)
 
     spec, status = part("spec"), part("status")
     refused = [rule.as_validation() for rule in unsupported.rules(kind.name)]
@@ -182,7 +181,7 @@ def object_schema(kind: Kind) -> Schema:
 
 
 def convert(schema: Schema, definitions: dict[str, Schema], path: str) -> Schema:
-    """A JSON schema as pydantic writes it, as a structural schema: no references, unions or titles; everything bounded."""
+    """A JSON schema as pydantic writes it, made structural: no references, unions or titles; everything bounded."""
     schema = _without_reference_and_null(schema, definitions, path)
     schema.pop("title", None)
     if "const" in schema:

@@ -118,7 +118,7 @@ class ApiServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kubeconfig = folder / "kubeconfig"
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
         """Returns when /readyz is ok. Somebody else may take a port before we listen on it: then once more."""
@@ -134,7 +134,7 @@ class ApiServer:
                     raise
 
     def stop(self) -> None:
-        for process in reversed(self._processes):
+        for process in reversed(self._processes.values()):
             process.kill()
             process.wait()
         self._processes.clear()
@@ -185,18 +185,17 @@ class ApiServer:
 
     def _run(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
-            self._processes.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent)
+            self._processes[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
             )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            for process in self._processes:
+            for name, process in self._processes.items():
                 if process.poll() is not None:
-                    raise RuntimeError(f"{process.args[0]} ended with {process.returncode}: {self._newest_logs()}")
+                    raise RuntimeError(f"{name} ended with {process.returncode}: {self._newest_logs()}")
             try:
-                # The system namespaces and RBAC roles are there once this is ok.
                 self.client.get("/readyz")
                 self.client.get("/api/v1/namespaces/default")
                 return

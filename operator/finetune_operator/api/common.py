@@ -45,6 +45,7 @@ Duration = Annotated[str, Field(pattern=r"^([0-9]{1,6}(s|m|h))+$", max_length=32
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 Quantity = Annotated[
     str,
+    Field(pattern=QUANTITY_PATTERN, max_length=32),
     BeforeValidator(_number_as_text),
     WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32}),
 ]

@@ -45,8 +45,8 @@ class ConfigMapSource(Spec):
     )
 
 
-# A dataset is fetched from inside the cluster: it must not be a way to ask the node, the cloud's metadata service or the
-# API server for credentials. By the text of the host; what a name resolves to is checked again where it is fetched.
+# A dataset is fetched from inside the cluster: it must not be a way to ask the node, the cloud's metadata service or
+# the API server for credentials. This reads the text of the host; a name may still resolve to such an address.
 FORBIDDEN_HOSTS = (
     r"([^/:?#]*[.])?(localhost|metadata|metadata[.]google[.]internal|kubernetes([.]default[^/:?#]*)?)[.]?",
     r"(0|127|169[.]254)[.][0-9.]*",  # this host, loopback, link-local

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from finetune_operator.api.common import Precision, Spec
 from finetune_operator.api.rules import Rule
@@ -20,7 +20,7 @@ class EarlyStopping(Spec):
 
 
 MicroBatchSize = Annotated[
-    int | Literal["auto"],
+    Annotated[int, Field(ge=1, le=4096)] | Literal["auto"],
     WithJsonSchema(
         {"x-kubernetes-int-or-string": True, "pattern": "^auto$", "minimum": 1, "maximum": 4096, "maxLength": 4}
     ),
@@ -143,13 +143,13 @@ class Training(Spec):
         return data
 
 
+EVERY_PATTERN = r"^(([0-9]{1,6}(s|m|h))+|epoch)$"
 CheckpointEvery = Annotated[
-    int | str,
-    BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdecimal() else value),
+    Annotated[int, Field(ge=1, le=10_000_000)] | Annotated[str, Field(pattern=EVERY_PATTERN, max_length=32)],
     WithJsonSchema(
         {
             "x-kubernetes-int-or-string": True,
-            "pattern": r"^(([0-9]{1,6}(s|m|h))+|epoch)$",
+            "pattern": EVERY_PATTERN,
             "minimum": 1,
             "maximum": 10_000_000,
             "maxLength": 32,
@@ -163,7 +163,8 @@ class Checkpoint(Spec):
 
     rules = (
         Rule(
-            "!has(self.every) || type(self.every) == int || self.every == 'epoch' || duration(self.every) >= duration('10s')",
+            "!has(self.every) || type(self.every) == int || self.every == 'epoch' || "
+            "duration(self.every) >= duration('10s')",
             "every: at least 10s, or a number of steps, or epoch",
             field="every",
         ),
