@@ -1,0 +1,4 @@
+FROM scratch
+COPY minio /minio
+USER 10001:10001
+ENTRYPOINT ["/minio"]

@@ -1,0 +1,152 @@
+"""`make cluster-up`: from nothing, or from whatever is left, to a node that is Ready and a cluster that resolves names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+
+from e2e.cluster import images, network, node, pki, preflight, processes, shell, sweep, tools
+from e2e.cluster.layout import BIN, CGROUP, HERE, KUBECONFIG, NODE, NODE_IP, PRETEND_GPUS, RUN, STATE
+from e2e.cluster.processes import Process
+from e2e.cluster.progress import Refused, say, step
+
+COLD_DISK_GIB, WARM_DISK_GIB = 12, 3
+
+
+def up() -> bool:
+    """Bring the cluster up; True when anything had to be done."""
+    stale = bool(tools.stale_modules() or tools.missing_packages())
+    preflight.check(COLD_DISK_GIB if stale else WARM_DISK_GIB)
+    tools.install()
+    sweep.claim()
+    if not RUN.exists():  # a fresh clone, or one whose state was deleted under a running cluster
+        sweep.remove(STATE)
+    if pki.ensure():
+        sweep.remove(STATE)
+        shutil.rmtree(STATE / "etcd", ignore_errors=True)
+    changed = stale
+    if not network.is_up():
+        sweep.remove(STATE)  # programs that stayed in a lost namespace cannot be reached any more
+        with step("network namespace"):
+            network.up()
+        changed = True
+    _make_cgroups()
+    fresh = not (STATE / "etcd").exists()
+    changed |= _start_programs(fresh)
+    changed |= _make_node_ready()
+    changed |= _apply_dns()
+    return changed
+
+
+def _start_programs(fresh: bool) -> bool:
+    containerd = node.containerd(images.PAUSE.reference)
+    first = [node.etcd(), node.registry(), containerd, node.apiserver()]
+    second = [node.controller_manager(), node.scheduler(), node.kubelet(), node.proxy()]
+    started = _start(first)
+    if containerd in started:
+        _until("containerd", containerd, lambda: shell.succeeds(*images._ctr("version")))
+        if fresh and _forget_containers():
+            processes.start(containerd)
+            _until("containerd", containerd, lambda: shell.succeeds(*images._ctr("version")))
+    if node.registry() in started:
+        _until("the image registry", node.registry(), images.registry_answers)
+    images.ensure(images.SYSTEM[:1])
+    if started or any(processes.running(process) is None for process in second):
+        with step("kube-apiserver ready", node.apiserver().log):
+            _until("kube-apiserver", node.apiserver(), lambda: shell.succeeds(*kubectl("get", "--raw", "/readyz")))
+    return bool(_start(second) or started)
+
+
+def _start(wanted: list[Process]) -> list[Process]:
+    """Start, all at once, those that do not run or run with another configuration."""
+    to_start = [process for process in wanted if processes.running(process) is None]
+    for process in to_start:
+        processes.start(process)
+    if to_start:
+        say(f"  started {', '.join(process.name for process in to_start)} (logs: {to_start[0].log.parent})")
+    return to_start
+
+
+def _forget_containers() -> bool:
+    """Remove another cluster's containers from containerd's shared store, images stay; True when there were any."""
+    found = shell.output(*images._ctr("containers", "ls", "-q"), check=False).split()
+    if found:
+        shell.output(*images._ctr("containers", "rm", *found), check=False)
+    return bool(found)
+
+
+def _make_node_ready() -> bool:
+    status = _node_status()
+    if status and _is_ready(status) and status["capacity"].get("nvidia.com/gpu") == str(PRETEND_GPUS):
+        return False
+    with step(f"node {NODE} Ready", node.kubelet().log):
+        _until("the node", node.kubelet(), lambda: (status := _node_status()) is not None and _is_ready(status))
+    _pretend_gpus()
+    return True
+
+
+def _node_status() -> dict | None:
+    text = shell.output(*kubectl("get", "node", NODE, "-o", "json", "--ignore-not-found"), check=False)
+    return json.loads(text)["status"] if text.strip() else None
+
+
+def _is_ready(status: dict) -> bool:
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", []))
+
+
+def _pretend_gpus() -> None:
+    """Advertise GPUs that are not there, so that scheduling by GPU is real; a restarted kubelet forgets them."""
+    patch = [
+        {"op": "add", "path": f"/status/{field}/nvidia.com~1gpu", "value": str(PRETEND_GPUS)}
+        for field in ("capacity", "allocatable")
+    ]
+    shell.output(*kubectl("patch", "node", NODE, "--subresource=status", "--type=json", "-p", json.dumps(patch)))
+
+
+def _apply_dns() -> bool:
+    manifest = (HERE / "coredns.yaml").read_text().replace("COREDNS_IMAGE", images.COREDNS.reference)
+    available = shell.output(
+        *kubectl("-n", "kube-system", "get", "deployment", "coredns", "--ignore-not-found"),
+        "-o", "jsonpath={.status.availableReplicas} {.spec.template.spec.containers[0].image}", check=False,
+    )  # fmt: skip
+    if available == f"1 {images.COREDNS.reference}":
+        return False
+    images.ensure(images.SYSTEM)
+    with step("CoreDNS"):
+        shell.output(*kubectl("apply", "-f", "-"), stdin=manifest)
+        shell.output(*kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s"))
+    return True
+
+
+def _until(what: str, process: Process, ready: Callable[[], bool], patience: float = 120) -> None:
+    deadline = time.monotonic() + patience
+    while not ready():
+        processes.require(process)
+        if time.monotonic() > deadline:
+            raise Refused(f"{what} is not ready after {patience:.0f}s; the log is {process.log}")
+        time.sleep(0.1)
+
+
+def _make_cgroups() -> None:
+    """The folder below which the kubelet keeps its pods, in each cgroup hierarchy."""
+    for folder in sweep.cgroup_roots():
+        if folder.exists():
+            continue
+        folder.mkdir()
+        for setting in ("cpuset.cpus", "cpuset.mems"):  # version 1 starts a child without any CPU
+            if (folder / setting).exists() and (folder.parent / setting).exists():
+                (folder / setting).write_text((folder.parent / setting).read_text())
+        for level in (folder.parent, folder):  # version 2 hands no controller down by itself
+            control = level / "cgroup.subtree_control"
+            if control.exists() and (level / "cgroup.controllers").exists():
+                for controller in (level / "cgroup.controllers").read_text().split():
+                    try:
+                        control.write_text(f"+{controller}")
+                    except OSError:
+                        continue
+
+
+def kubectl(*arguments: str) -> list[str]:
+    return [str(BIN / "kubectl"), "--kubeconfig", str(KUBECONFIG), *arguments]
