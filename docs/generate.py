@@ -3,7 +3,8 @@
     python docs/generate.py [--check]
 
 docs/api.md                                    from crds/*.yaml
-docs/operations.md (the tables of reasons)     from finetune_operator.reasons
+docs/operations.md (reasons)                   from finetune_operator.reasons
+docs/finetune.md, docs/serving.md (refused)    from finetune_operator.api.unsupported
 charts/finetune-operator/README.md (values)    from the `# --` comments of values.yaml
 charts/finetune-operator/values.schema.json    its descriptions, from the same comments
 """
@@ -117,9 +118,21 @@ def _kind(crd: dict[str, Any]) -> Iterator[str]:
     for part in ("spec", "status"):
         for name, field in schema["properties"][part]["properties"].items():
             required = name in schema["properties"][part].get("required", [])
-            yield from ("", f"### {names['kind']}: {part}.{name}", "", "| field | type | default | meaning |", "|---|---|---|---|")
+            yield from (
+                "",
+                f"### {names['kind']}: {part}.{name}",
+                "",
+                "| field | type | default | meaning |",
+                "|---|---|---|---|",
+            )
             for row in _fields(f"{part}.{name}", field, required):
-                default = "required" if row.default == "required" else f"`{json.dumps(row.default)}`" if row.default is not None else ""
+                default = (
+                    "required"
+                    if row.default == "required"
+                    else f"`{json.dumps(row.default)}`"
+                    if row.default is not None
+                    else ""
+                )
                 yield f"| `{row.path}` | {row.type} | {default} | {_cell(row.description)} |"
     rules = list(_rules("", schema))
     if rules:
@@ -129,7 +142,7 @@ def _kind(crd: dict[str, Any]) -> Iterator[str]:
 
 
 def _fields(path: str, schema: dict[str, Any], required: bool) -> Iterator[ApiField]:
-    default = schema["default"] if "default" in schema else "required" if required else None
+    default = schema.get("default", "required" if required else None)
     yield ApiField(path, _type(schema), default, schema.get("description", ""))
     inner = schema
     while inner.get("type") == "array":
@@ -159,14 +172,38 @@ def _rules(path: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _rules(path + "[]", schema["items"])
 
 
-# The reasons
+# The reasons, and what is refused for now
+
+RETRIES = {
+    "never": "not tried again",
+    "infrastructure": "tried again, out of `retry.infrastructure`",
+    "outOfMemory": "tried again with half the micro batch, out of `retry.outOfMemory`",
+    "free": "tried again at no cost",
+}
 
 
-def reasons_table() -> str:
-    from finetune_operator.reasons import REASONS
+def failures_table() -> str:
+    from finetune_operator.reasons import FAILURES
 
-    rows = [f"| `{name}` | {reason.retry} | {_cell(reason.hint)} |" for name, reason in sorted(REASONS.items())]
-    return "\n".join(["| reason | retried as | what to do |", "|---|---|---|", *rows])
+    rows = [f"| `{name}` | {RETRIES[failure.retry]} | {_cell(failure.hint)} |" for name, failure in FAILURES.items()]
+    return "\n".join(["| reason | what the operator does | what you can do |", "|---|---|---|", *rows])
+
+
+def waiting_table() -> str:
+    from finetune_operator.reasons import WAITING
+
+    rows = [f"| `{name}` | {_cell(hint)} |" for name, hint in WAITING.items()]
+    return "\n".join(["| reason | meaning |", "|---|---|", *rows])
+
+
+def unsupported_list(kind: str) -> str:
+    from finetune_operator.api.unsupported import NOT_SUPPORTED_YET
+
+    fields = NOT_SUPPORTED_YET.get(kind, {})
+    if not fields:
+        return "Every field works."
+    rows = [f"| `{path}` | `{_cell(used)}` |" for path, used in fields.items()]
+    return "\n".join(["| field | refused when |", "|---|---|", *rows])
 
 
 # Files
@@ -186,13 +223,22 @@ def with_section(text: str, name: str, content: str) -> str:
 
 def generated() -> dict[Path, str]:
     described = values((CHART / "values.yaml").read_text())
-    schema, readme, operations = CHART / "values.schema.json", CHART / "README.md", ROOT / "docs" / "operations.md"
-    crds = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"), reverse=True)]
+    schema, readme, docs = CHART / "values.schema.json", CHART / "README.md", ROOT / "docs"
+    operations = with_section((docs / "operations.md").read_text(), "failures", failures_table())
+    crds = [
+        yaml.load(path.read_text(), yaml.CSafeLoader) for path in sorted((ROOT / "crds").glob("*.yaml"), reverse=True)
+    ]
     return {
         schema: json.dumps(schema_with_descriptions(json.loads(schema.read_text()), described), indent=2) + "\n",
         readme: with_section(readme.read_text(), "values", values_table(described)),
-        operations: with_section(operations.read_text(), "reasons", reasons_table()),
-        ROOT / "docs" / "api.md": api_page(crds),
+        docs / "operations.md": with_section(operations, "waiting", waiting_table()),
+        docs / "finetune.md": with_section(
+            (docs / "finetune.md").read_text(), "unsupported", unsupported_list("FineTune")
+        ),
+        docs / "serving.md": with_section(
+            (docs / "serving.md").read_text(), "unsupported", unsupported_list("AdapterDeployment")
+        ),
+        docs / "api.md": api_page(crds),
     }
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from finetune_operator import kube
 
 OPERATOR = Path(__file__).resolve().parents[3] / "operator" / "finetune_operator"
@@ -70,13 +69,17 @@ def test_there_are_no_secrets_no_wildcards_and_no_writes_to_spec(
     granted = grants(render(values))
     assert not [grant for grant in granted if grant[1].startswith("secrets")]
     assert not [grant for grant in granted if "*" in grant]
-    assert not [g for g in granted if g[1] in ("finetunes", "adapterdeployments") and g[2] not in ("get", "list", "watch")]
+    assert not [
+        g for g in granted if g[1] in ("finetunes", "adapterdeployments") and g[2] not in ("get", "list", "watch")
+    ]
     assert not [g for g in granted if g[1] == "jobs" and g[2] in ("update", "patch")]
     assert not [g for g in granted if g[1].startswith("pods") and g[2] not in ("get", "list", "watch")]
 
 
 def test_watched_namespaces_get_roles_with_the_same_rules(render: Callable[..., list[dict[str, Any]]]) -> None:
-    everywhere = next(d for d in render() if d["kind"] == "ClusterRole" and d["metadata"]["name"] == "finetune-operator")
+    everywhere = next(
+        d for d in render() if d["kind"] == "ClusterRole" and d["metadata"]["name"] == "finetune-operator"
+    )
     documents = render({"watchNamespaces": ["team-a", "team-b"]})
     roles = [d for d in documents if d["kind"] == "Role" and d["metadata"]["name"] == "finetune-operator"]
     assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]

@@ -9,7 +9,6 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-
 from finetune_operator.settings import load
 
 VALUE_SETS: dict[str, dict[str, Any]] = {

@@ -5,12 +5,11 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from lupa import lua51
-
 from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.adapterdeploymentstatus import AdapterDeploymentPhase
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import FineTunePhase
+from lupa import lua51
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ARGOCD = REPOSITORY / "gitops" / "argocd"
@@ -81,7 +80,9 @@ def test_applications_point_at_folders_that_exist() -> None:
 
 
 def test_the_operator_is_synced_before_the_objects_that_need_it() -> None:
-    waves = {a["metadata"]["name"]: int(a["metadata"]["annotations"]["argocd.argoproj.io/sync-wave"]) for a in applications()}
+    waves = {
+        a["metadata"]["name"]: int(a["metadata"]["annotations"]["argocd.argoproj.io/sync-wave"]) for a in applications()
+    }
     assert waves["finetune-operator"] < waves["support-bot"]
     assert all("ServerSideApply=true" in a["spec"]["syncPolicy"]["syncOptions"] for a in applications())
 
@@ -97,7 +98,9 @@ def test_the_application_may_set_only_values_that_the_chart_has() -> None:
         if not isinstance(given, dict):
             return []
         missing = [f"{path}.{key}" for key in given if key not in defaults]
-        return missing + [m for key in given.keys() & defaults.keys() for m in unknown(f"{path}.{key}", given[key], defaults[key])]
+        return missing + [
+            m for key in given.keys() & defaults.keys() for m in unknown(f"{path}.{key}", given[key], defaults[key])
+        ]
 
     chart = yaml.safe_load((REPOSITORY / "charts" / "finetune-operator" / "values.yaml").read_text())
     values = next(a for a in applications() if a["metadata"]["name"] == "finetune-operator")["spec"]["source"]["helm"]
