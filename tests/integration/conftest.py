@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from .apiserver import ApiError, ApiServer, Client, Object, missing_programs
+from .crd_cases import crds, crds_with_everything
 
-ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count(1)
 
 
@@ -35,7 +34,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def kube(api_server: ApiServer) -> Client:
     client = api_server.client
-    install(client, *(yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))))
+    install(client, *crds(), *crds_with_everything())
     return client
 
 
