@@ -149,6 +149,17 @@ class Store:
         self._patiently(f"uploading {self.uri(key)}", put)
         self._read_back(key, path)
 
+    def get_file(self, key: str, path: Path) -> None:
+        """Download one object, in ranges over several connections; ObjectNotFound when there is none."""
+        found = self.stat(key)
+        if found is None:
+            raise ObjectNotFound(f"{self.uri(key)} does not exist")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with full_disk(path), open(path, "wb") as target:
+            target.truncate(found.size)
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            list(pool.map(lambda at: self._fetch_range(key, path, at, min(_RANGE, found.size - at)), range(0, found.size, _RANGE)))
+
     def stat(self, key: str) -> Object | None:
         """Size and ETag of an object, or None when there is none."""
         try:
@@ -193,6 +204,15 @@ class Store:
         finally:
             response.close()
             response.release_conn()
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """`length` bytes of an object from `offset`."""
+
+        def read() -> bytes:
+            with self.open(key, offset, length) as stream:
+                return bytes(stream.read())
+
+        return self._patiently(f"reading {self.uri(key)}", read)
 
     def hash_object(self, key: str, path: str) -> digests.File:
         """An object's File entry, its content streamed through sha256 and kept nowhere."""
@@ -275,7 +295,7 @@ class Store:
         for file in wanted:
             path = directory / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _disk(path), open(path, "wb") as target:
+            with full_disk(path), open(path, "wb") as target:
                 target.truncate(file.size)
         ranges = [(file, offset) for file in wanted for offset in range(0, file.size, _RANGE)]
 
@@ -298,7 +318,7 @@ class Store:
 
     def _fetch_range(self, key: str, path: Path, offset: int, length: int) -> None:
         def fetch() -> None:
-            with _disk(path), open(path, "r+b") as target, self.open(key, offset, length) as response:
+            with full_disk(path), open(path, "r+b") as target, self.open(key, offset, length) as response:
                 target.seek(offset)
                 for chunk in response.stream(_CHUNK):
                     target.write(chunk)
@@ -425,7 +445,7 @@ def _holds(directory: Path, file: digests.File) -> bool:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def full_disk(path: Path) -> Iterator[None]:
     """Turn a full disk into its own failure."""
     try:
         yield

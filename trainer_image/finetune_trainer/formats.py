@@ -1,0 +1,309 @@
+"""The shapes that rows come in: which columns make a format, and how a row of it becomes a sample.
+
+Every format is one function `row -> Sample` that raises Invalid with a message which names the field and the fix. Roles are
+normalised here (human is user, gpt is assistant); what follows only knows system, user, assistant and tool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+"""{role: system|user|assistant|tool, content: str} and what chat templates know besides (tool_calls, name, ...)."""
+
+
+class Invalid(ValueError):
+    """This row cannot be used; the message says why and what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text, learned whole."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Plain prompt and completion: no template, the completion follows the prompt as it is written."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages to be rendered by the chat template; assistant turns from `learn_from` on are learned."""
+
+    messages: list[Message]
+    learn_from: int = 0
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one prompt, the first better."""
+
+    chosen: Pair | Conversation
+    rejected: Pair | Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One answer, good or bad."""
+
+    answer: Pair | Conversation
+    label: bool
+
+
+Sample = Text | Pair | Conversation | Preference | Judged
+Row = Mapping[str, Any]
+
+ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "function_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool",
+}  # fmt: skip
+_KEPT = ("tool_calls", "name", "tool_call_id", "reasoning_content", "thinking")
+
+
+def _text(row: Row) -> Text:
+    return Text(_string(row, "text"))
+
+
+def _messages(row: Row) -> Conversation:
+    return Conversation(_conversation(row, "messages"), tools=_tools(row))
+
+
+def _sharegpt(row: Row) -> Conversation:
+    return Conversation(_conversation(row, "conversations"), tools=_tools(row))
+
+
+def _prompt_completion(row: Row) -> Pair | Conversation:
+    return _answer(row, "completion")
+
+
+def _alpaca(row: Row) -> Conversation:
+    instruction, context = _string(row, "instruction"), _string(row, "input", required=False)
+    user = f"{instruction}\n\n{context}" if context.strip() else instruction
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": _string(row, "output")}]
+    return Conversation([*_system(row), *messages])
+
+
+def _preference(row: Row) -> Preference:
+    chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
+    if chosen == rejected:
+        raise Invalid("chosen and rejected are the same: there is nothing to prefer")
+    return Preference(chosen, rejected)
+
+
+def _unpaired_preference(row: Row) -> Judged:
+    label = row.get("label")
+    if isinstance(label, str) and label.strip().lower() in ("true", "1", "false", "0"):  # CSV has text only
+        label = label.strip().lower() in ("true", "1")
+    if label not in (True, False):
+        raise Invalid(f"label is {_shown(label)}: write true for a good answer, false for a bad one")
+    return Judged(_answer(row, "completion"), bool(label))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: the columns that it is recognised by, how one row is read, and other names that its columns are known by."""
+
+    name: str
+    columns: tuple[str, ...]
+    read: Callable[[Row], Sample]
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+
+
+# Sorted from the most to the least telling: a row with chosen and rejected often has a prompt and messages too.
+FORMATS = (
+    Format("Preference", ("chosen", "rejected"), _preference),
+    Format("UnpairedPreference", ("prompt", "completion", "label"), _unpaired_preference),
+    Format("Messages", ("messages",), _messages),
+    Format("ShareGPT", ("conversations",), _sharegpt),
+    Format("Alpaca", ("instruction", "output"), _alpaca, synonyms={"output": "response", "input": "context"}),  # dolly's names
+    Format("PromptCompletion", ("prompt", "completion"), _prompt_completion),
+    Format("Text", ("text",), _text),
+)
+BY_NAME = {form.name: form for form in FORMATS}
+SFT_FORMATS = ("Messages", "ShareGPT", "Alpaca", "PromptCompletion", "Text")
+FORMATS_OF = {
+    "SFT": SFT_FORMATS,
+    "DPO": ("Preference",),
+    "ORPO": ("Preference",),
+    "Reward": ("Preference",),
+    "KTO": ("UnpairedPreference",),
+}
+
+
+def rename(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row under the format's own column names. `columns`: own name -> the dataset's name."""
+    if not columns:
+        return row
+    taken = set(columns.values())
+    kept = {name: value for name, value in row.items() if name not in taken and name not in columns}
+    return kept | {own: row[theirs] for own, theirs in columns.items() if theirs in row}
+
+
+def with_synonyms(row: Row, form: Format) -> Row:
+    """The row with the format's other names (dolly's response) put in place where the own name (output) is absent."""
+    absent = {own: theirs for own, theirs in form.synonyms.items() if own not in row and theirs in row}
+    return rename(row, absent)
+
+
+def recognise(row: Row, objective: str) -> Format | None:
+    """The format whose columns a row (renamed already) has, among those that the objective can learn from."""
+    suited = [form for form in FORMATS if form.name in FORMATS_OF[objective]]
+    return next((form for form in suited if all(name in with_synonyms(row, form) for name in form.columns)), None)
+
+
+def describe(objective: str) -> str:
+    """The formats of an objective and their columns, for messages."""
+    return "; ".join(f"{name} {{{', '.join(BY_NAME[name].columns)}}}" for name in FORMATS_OF[objective])
+
+
+def _string(row: Row, name: str, required: bool = True) -> str:
+    value = row.get(name)
+    if value is None and not required:
+        return ""
+    if name not in row:
+        raise Invalid(f"has no {name!r}; its columns are {', '.join(map(str, row)) or 'none'}")
+    if not isinstance(value, str):
+        raise Invalid(f"{name} is {_shown(value)}: text is needed")
+    if required and not value.strip():
+        raise Invalid(f"{name} is empty")
+    return value
+
+
+def _list(row: Row, name: str) -> list[Any]:
+    value = row.get(name)
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a list in a CSV cell
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise Invalid(f"{name} is text that is not JSON ({error})") from error
+    if name not in row:
+        raise Invalid(f"has no {name!r}; its columns are {', '.join(map(str, row)) or 'none'}")
+    if not isinstance(value, list):
+        raise Invalid(f"{name} is {_shown(value)}: a list of messages is needed")
+    if not value:
+        raise Invalid(f"{name} is empty")
+    return value
+
+
+def _system(row: Row) -> list[Message]:
+    system = _string(row, "system", required=False)
+    return [{"role": "system", "content": system}] if system.strip() else []
+
+
+def _tools(row: Row) -> list[Any] | None:
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise Invalid(f"tools is text that is not JSON ({error})") from error
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise Invalid(f"tools is {_shown(tools)}: a list of JSON schemas is needed")
+    return tools
+
+
+def _answer(row: Row, name: str) -> Pair | Conversation:
+    """Prompt and answer, both as text or both as messages; `name` is the answer's column. Chosen and rejected may hold all."""
+    value, prompt, system = row.get(name), row.get("prompt"), _system(row)
+    if isinstance(value, list):
+        answer = _turns(value, name)
+        if isinstance(prompt, list):
+            before = _turns(prompt, "prompt")
+        elif isinstance(prompt, str) and prompt.strip() and answer[0]["role"] == "assistant":
+            before = [{"role": "user", "content": prompt}]
+        else:
+            before = []  # the conversation is whole in `name`; its last turn is the answer
+        messages = [*([] if before[:1] and before[0]["role"] == "system" else system), *before, *answer]
+        _check_order(messages, name)
+        return Conversation(messages, learn_from=len(messages) - len(answer) if before else len(messages) - 1)
+    if isinstance(prompt, list):
+        before = _turns(prompt, "prompt")
+        messages = [*before, {"role": "assistant", "content": _string(row, name)}]
+        _check_order(messages, "prompt")
+        return Conversation(messages, learn_from=len(before))
+    text, completion = _string(row, "prompt"), _string(row, name)
+    if system:
+        messages = [*system, {"role": "user", "content": text}, {"role": "assistant", "content": completion}]
+        return Conversation(messages)
+    return Pair(text, completion)
+
+
+def _conversation(row: Row, name: str) -> list[Message]:
+    messages = _turns(_list(row, name), name)
+    if messages[0]["role"] != "system":
+        messages = [*_system(row), *messages]
+    _check_order(messages, name)
+    return messages
+
+
+def _turns(values: list[Any], name: str) -> list[Message]:
+    return [_turn(value, f"{name}[{index}]") for index, value in enumerate(values)]
+
+
+def _turn(value: Any, at: str) -> Message:
+    """One message from {role, content} or ShareGPT's {from, value}, its role normalised."""
+    if not isinstance(value, dict):
+        raise Invalid(f"{at} is {_shown(value)}: an object with role and content is needed")
+    role_key, content_key = ("from", "value") if "from" in value and "role" not in value else ("role", "content")
+    named = value.get(role_key)
+    role = ROLES.get(named.strip().lower()) if isinstance(named, str) else None
+    if role is None:
+        what = f"has no {role_key}" if role_key not in value else f".{role_key} is {_shown(named)}"
+        raise Invalid(f"{at}{'' if what.startswith('.') else ' '}{what}: use system, user, assistant or tool")
+    content = _content(value.get(content_key), f"{at}.{content_key}", optional=bool(value.get("tool_calls")))
+    kept = {key: value[key] for key in _KEPT if value.get(key) is not None}
+    return {"role": role, "content": content, **kept}
+
+
+def _content(value: Any, at: str, optional: bool) -> str:
+    if isinstance(value, list):  # OpenAI's content parts
+        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
+        if any(not isinstance(part, str) for part in parts):
+            raise Invalid(f"{at} has parts that are not text: only text can be learned")
+        value = "".join(parts)  # type: ignore[arg-type]
+    if value is None and optional:
+        return ""
+    if not isinstance(value, str):
+        raise Invalid(f"{at} is {_shown(value)}: text is needed")
+    if not value.strip() and not optional:
+        raise Invalid(f"{at} is empty")
+    return value
+
+
+def _check_order(messages: list[Message], name: str) -> None:
+    """System at most once and first, then user and assistant in turn, tools between; the last turn is what is learned."""
+    roles = [message["role"] for message in messages]
+    if roles[-1] != "assistant":
+        raise Invalid(f"{name} ends with a {roles[-1]} turn: the last turn must be the assistant's, it is what is learned")
+    turns = roles[1:] if roles[0] == "system" else roles
+    if turns[0] != "user":
+        raise Invalid(f"{name} begins with a turn of {turns[0]}: the first turn after system must be the user's")
+    allowed = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant"), "system": ()}
+    offset = len(roles) - len(turns)
+    for index, (before, after) in enumerate(zip(turns, turns[1:], strict=False), start=offset + 1):
+        if after not in allowed[before]:
+            raise Invalid(f"{name}[{index}] is a turn of {after} after {before}: user and assistant must take turns, system comes first")
+
+
+def _shown(value: Any) -> str:
+    """A value as it is quoted in a message."""
+    if value is None:
+        return "null"
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else text[:39] + "…"

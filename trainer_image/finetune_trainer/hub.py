@@ -1,0 +1,83 @@
+"""The Hugging Face hub, or whatever HF_ENDPOINT names: its client's errors turned into failures that say what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from finetune_trainer import failures
+from finetune_trainer.failures import RunFailure
+
+Kind = Literal["base model", "dataset"]
+
+_FIELD = {"base model": "baseModel.huggingFace", "dataset": "dataset.{role}.huggingFace"}
+
+
+def endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
+@contextmanager
+def explained(kind: Kind, repo: str, revision: str, token: str | None, role: str = "train") -> Iterator[None]:
+    """Turn what the hub's client raises into a RunFailure that names the field and the fix."""
+    try:
+        yield
+    except RunFailure:
+        raise
+    except Exception as error:
+        failure = _failure(kind, repo, revision, token, role, error)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def _failure(kind: Kind, repo: str, revision: str, token: str | None, role: str, error: BaseException) -> RunFailure | None:
+    from huggingface_hub import errors
+
+    where = _FIELD[kind].format(role=role)
+    not_found = failures.BASE_MODEL_NOT_FOUND if kind == "base model" else failures.DATASET_NOT_FOUND
+    chain = list(_causes(error))
+    status = next((code for one in chain if (code := _status(one))), None)
+    if any(isinstance(one, errors.GatedRepoError) for one in chain):
+        whose = "the token's account" if token else "an account with access, whose token is in tokenSecretRef"
+        return RunFailure(
+            failures.BASE_MODEL_GATED if kind == "base model" else failures.HUB_UNAUTHORIZED,
+            f"{where}: {repo} is gated on {endpoint()}: accept its terms there with {whose}, then apply again",
+        )
+    if any(isinstance(one, errors.RevisionNotFoundError) for one in chain):
+        return RunFailure(not_found, f"{where}.revision: {repo} has no revision {revision!r} on {endpoint()}")
+    if status == 401 and token:
+        return RunFailure(
+            failures.HUB_UNAUTHORIZED,
+            f"{where}: {endpoint()} refuses the token for {repo}: put a valid one that may read it into the Secret of tokenSecretRef",
+        )
+    if any(isinstance(one, errors.RepositoryNotFoundError) for one in chain) or status == 404:
+        hint = "check its name" if token else "check its name; if it is private, set tokenSecretRef"
+        return RunFailure(not_found, f"{where}.repo: {repo} is not on {endpoint()}, or may not be seen: {hint}")
+    if status in (401, 403):
+        return RunFailure(failures.HUB_UNAUTHORIZED, f"{where}: {endpoint()} answered {status} for {repo}: set tokenSecretRef to a token that may read it")
+    if status is not None or any(_is_connection(one) for one in chain):
+        last = str(chain[-1]).splitlines()[0] if str(chain[-1]) else type(chain[-1]).__name__
+        return RunFailure(failures.DOWNLOAD_FAILED, f"{where}: {endpoint()} cannot be reached for {repo} ({last})")
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    return int(status) if isinstance(status, int) else None
+
+
+def _is_connection(error: BaseException) -> bool:
+    import httpx
+    from huggingface_hub import errors
+
+    return isinstance(error, httpx.TransportError | errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError)

@@ -1,0 +1,94 @@
+"""Prepare: everything that can be done, and everything that can go wrong, before a GPU is asked for.
+
+Resolve the base model; fetch, check, render and tokenize the data; pack and upload it; estimate memory; look whether the same
+run was done already. Runs on a CPU and never imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from finetune_operator.api.finetunestatus import DatasetStatus
+
+from finetune_trainer import basemodel, sources, tokenise
+from finetune_trainer.build import Built, build_dataset
+from finetune_trainer.estimate import estimate_run
+from finetune_trainer.gates import judge
+from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, TrainResult, run_id
+from finetune_trainer.schedule import total_steps
+from finetune_trainer.store import Store
+
+log = logging.getLogger(__name__)
+
+WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
+
+
+def main(spec: RunSpec) -> Result:
+    """Run the prepare stage; RunFailure says what is wrong with the FineTune."""
+    store = Store(spec.storage, secret_name=_secret_name(spec))
+    work = WORK / "prepare"
+    shutil.rmtree(work, ignore_errors=True)
+
+    base = basemodel.resolve(spec.spec.base_model, store, work / "base-model")
+    log.info("base model: %s, %.4g parameters", base.status.digest, base.status.parameters)
+    tokenizer = tokenise.load(base.directory)
+
+    dataset = spec.spec.dataset
+    train = sources.fetch(dataset.train, "train", store, work / "train")
+    evaluation = None
+    if dataset.evaluation is not None and dataset.evaluation.fraction is None:
+        evaluation = sources.fetch(dataset.evaluation, "evaluation", store, work / "evaluation")
+    built = build_dataset(spec.spec, train, evaluation, tokenizer, base.directory, work)
+    status = _upload(built, store)
+
+    run = run_id(base.status.digest, status.digest, spec.spec, spec.trainer_image)
+    result = PrepareResult(
+        run_id=run,
+        base_model=base.status,
+        dataset=status,
+        estimate=estimate_run(base.directory, spec.spec, base.status.parameters, built.longest_row, built.learned),
+        total_steps=total_steps(built.rows, spec.spec.training.batch_size, spec.spec.training.epochs, spec.spec.training.max_steps),
+        reused=_reusable(run, spec, store),
+    )
+    log.info("prepared: run %s, %d steps%s", run, result.total_steps, ", done before: reused" if result.reused else "")
+    return Result(stage=spec.stage, job=spec.job, run_id=run, prepared=result)
+
+
+def _upload(built: Built, store: Store) -> DatasetStatus:
+    from finetune_trainer import digest as digests
+
+    files = digests.hash_tree(built.directory)
+    digest = digests.tree_digest(files)
+    prefix = f"datasets/{digests.hex_of(digest)}"
+    if store.verify_tree(prefix) is None:
+        store.upload_tree(built.directory, prefix, files=files)
+    log.info("dataset: %s at %s", digest, store.uri(prefix))
+    return built.status.model_copy(update={"digest": digest, "uri": store.uri(prefix)})
+
+
+def _reusable(run: str, spec: RunSpec, store: Store) -> Reused | None:
+    """The adapter of an earlier run of the same id, if it is whole and was evaluated as this FineTune asks."""
+    stored = store.get_json(f"runs/{run}/result.json")
+    if not stored:
+        return None
+    trained = TrainResult.model_validate(stored.get("trained", stored))
+    prefix = f"adapters/{trained.adapter.digest.removeprefix('sha256:')}"
+    manifest = store.verify_tree(prefix)
+    if manifest is None or manifest["digest"] != trained.adapter.digest:
+        return None
+    evaluation = trained.evaluation
+    gates = spec.spec.evaluation.gates
+    measured = evaluation.adapter if evaluation else {}
+    if any(gate.metric not in measured for gate in gates):
+        return None  # gates may change without a new training, but not without the figures that they judge
+    judged = judge(gates, evaluation.base if evaluation else {}, measured)
+    adapter = trained.adapter.model_copy(update={"gate_passed": judged.passed, "run_id": run})
+    return Reused(adapter=adapter, evaluation=judged)
+
+
+def _secret_name(spec: RunSpec) -> str:
+    reference = spec.spec.output.s3.credentials_secret_ref
+    return reference.name if reference else ""

@@ -1,0 +1,297 @@
+"""Files into rows: the file type is recognised by content, read as a stream, and every row knows its file and line.
+
+A row that cannot be read carries its problem instead of a value; a file that cannot be read at all is an InvalidDataset.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+from finetune_trainer.failures import INVALID_DATASET, RunFailure
+
+FileType = Literal["jsonl", "json", "csv", "parquet"]
+
+MAX_ROW_BYTES = 64 << 20  # a longer row is a mistake (no line breaks, wrong file), and would be held in memory
+BOMB_RATIO = 200  # text compresses 3 to 30 times, very repetitive logs about 100, a bomb up to 1,032
+BOMB_FREE_BYTES = 256 << 20  # below this no ratio hurts
+_BLOCK = 1 << 20
+
+
+class Row(NamedTuple):
+    """One row: file as the user knows it, line (in parquet and JSON arrays the row's number), value or problem."""
+
+    file: str
+    line: int
+    value: dict[str, Any] | None
+    problem: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class DataFile(NamedTuple):
+    """A file on disk, and the name that the user knows it by."""
+
+    path: Path
+    name: str
+
+
+def read(file: DataFile) -> Iterator[Row]:
+    """All rows of a file, in bounded memory."""
+    with _open(file) as stream:
+        head = stream.read(_BLOCK)
+        kind = recognise(head, file.name)
+        if kind == "parquet":
+            yield from _parquet(file, compressed=_is_gzip(file.path))
+            return
+        source = _Lines(head, stream, file.name)
+        yield from {"jsonl": _jsonl, "json": _json, "csv": _csv}[kind](source, file.name)
+
+
+def recognise(head: bytes, name: str) -> FileType:
+    """The file type from its first (unpacked) bytes; the name is used in messages only."""
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    for magic, what in ((b"PK\x03\x04", "a zip archive"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
+        if head.startswith(magic):
+            raise RunFailure(INVALID_DATASET, f"{name} is compressed as {what}: unpack it, or pack it with gzip")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise RunFailure(INVALID_DATASET, f"{name} is UTF-16: save it as UTF-8")
+    if b"\x00" in head:
+        raise RunFailure(INVALID_DATASET, f"{name} is a binary file: datasets are jsonl, json, csv or parquet, each also .gz")
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text:
+        raise RunFailure(INVALID_DATASET, f"{name} is empty")
+    return "json" if text.startswith(b"[") else "jsonl" if text.startswith(b"{") else "csv"
+
+
+def _is_gzip(path: Path) -> bool:
+    with open(path, "rb") as raw:
+        return raw.read(2) == b"\x1f\x8b"
+
+
+@contextmanager
+def _open(file: DataFile) -> Iterator[IO[bytes]]:
+    if not _is_gzip(file.path):
+        with open(file.path, "rb") as plain:
+            yield plain
+        return
+    with open(file.path, "rb") as raw, gzip.GzipFile(fileobj=raw) as unpacked:
+        try:
+            yield _Guarded(unpacked, raw, file.name)  # type: ignore[misc]  # read() is all that is used
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise RunFailure(INVALID_DATASET, f"{file.name} is not a whole gzip file ({error}): upload it again") from error
+
+
+class _Guarded:
+    """A gzip stream that stops when it grows beyond all reason."""
+
+    def __init__(self, unpacked: gzip.GzipFile, raw: IO[bytes], name: str) -> None:
+        self._unpacked, self._raw, self._name, self._size = unpacked, raw, name, 0
+
+    def read(self, size: int) -> bytes:
+        data = self._unpacked.read(size)
+        self._size += len(data)
+        if self._size > BOMB_FREE_BYTES and self._size > BOMB_RATIO * self._raw.tell():
+            raise RunFailure(
+                INVALID_DATASET,
+                f"{self._name} unpacks to more than {BOMB_RATIO} times its size, like a gzip bomb: upload it unpacked if it is real",
+            )
+        return data
+
+
+class _Lines:
+    """Lines of bytes with their numbers, none longer than MAX_ROW_BYTES, over a stream whose head was read already."""
+
+    def __init__(self, head: bytes, stream: IO[bytes], name: str) -> None:
+        self.head, self._stream, self._name = head.removeprefix(b"\xef\xbb\xbf"), stream, name
+
+    def blocks(self) -> Iterator[bytes]:
+        yield self.head
+        while block := self._stream.read(_BLOCK):
+            yield block
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        number, rest = 0, b""
+        for block in self.blocks():
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                number += 1
+                yield number, line
+            if len(rest) > MAX_ROW_BYTES:
+                raise _too_long(self._name, number + 1)
+        if rest:
+            yield number + 1, rest
+
+
+def _too_long(name: str, line: int) -> RunFailure:
+    return RunFailure(INVALID_DATASET, f"{name}:{line}: row is longer than {MAX_ROW_BYTES >> 20} MiB: is a line break missing?")
+
+
+def _utf8(line: bytes) -> str | None:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _not_utf8(line: bytes) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1}): save the file as UTF-8"
+    return ""
+
+
+def _row(name: str, number: int, value: Any) -> Row:
+    if isinstance(value, dict):
+        return Row(name, number, value)
+    return Row(name, number, None, f"is a JSON {_json_type(value)}, an object {{...}} is needed")
+
+
+def _json_type(value: Any) -> str:
+    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null", dict: "object"}
+    return names[type(value)]
+
+
+def _jsonl(lines: _Lines, name: str) -> Iterator[Row]:
+    for number, line in lines:
+        if not line.strip():
+            continue
+        text = _utf8(line)
+        if text is None:
+            yield Row(name, number, None, _not_utf8(line))
+            continue
+        try:
+            yield _row(name, number, json.loads(text))
+        except (ValueError, RecursionError) as error:
+            where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            hint = "; jsonl has one whole object per line" if number == 1 else ""
+            yield Row(name, number, None, f"is not JSON ({what}{where}){hint}")
+
+
+def _json(lines: _Lines, name: str) -> Iterator[Row]:
+    """The objects of one JSON array, each decoded as soon as it is complete; line is where the object begins."""
+    decoder = json.JSONDecoder()
+    buffer, position, line, first, done = "", 0, 1, True, False
+    text = _decoded(lines, name)
+    while True:
+        while position < len(buffer) and (buffer[position] in " \t\r\n" or (first and buffer[position] == "[")):
+            line += buffer[position] == "\n"
+            first = first and buffer[position] != "["
+            position += 1
+        if position < len(buffer):
+            if buffer[position] == "]":
+                return
+            if buffer[position] == ",":
+                position += 1
+                continue
+            try:
+                value, end = decoder.raw_decode(buffer, position)
+                complete = end < len(buffer) or done  # a number at the end of the buffer may go on
+            except RecursionError as error:
+                raise RunFailure(INVALID_DATASET, f"{name}:{line}: is nested too deeply") from error
+            except json.JSONDecodeError as error:
+                cut_off = error.msg.startswith("Unterminated string") or error.pos > len(buffer) - 16
+                if done or not cut_off:
+                    at = line + buffer.count("\n", position, error.pos)
+                    raise RunFailure(INVALID_DATASET, f"{name}:{at}: is not JSON ({error.msg})") from error
+                complete = False
+            if complete:
+                yield _row(name, line, value)
+                line += buffer.count("\n", position, end)
+                position = end
+                continue
+        elif done:
+            raise RunFailure(INVALID_DATASET, f"{name}:{line}: the array's closing ] is missing: upload the file again")
+        buffer, position = buffer[position:], 0
+        if len(buffer) > MAX_ROW_BYTES:
+            raise _too_long(name, line)
+        # decoding is tried again from the object's start: doubling what is read keeps that linear for long objects
+        wanted = max(_BLOCK, len(buffer))
+        while wanted > 0 and (more := next(text, None)) is not None:
+            buffer += more
+            wanted -= len(more)
+        done = wanted > 0
+
+
+def _decoded(lines: _Lines, name: str) -> Iterator[str]:
+    """Text of the whole file in blocks that end at a line break or at the end of a character."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    for block in _with_end(lines.blocks()):
+        try:
+            text = decoder.decode(block or b"", final=block is None)
+        except UnicodeDecodeError as error:
+            at = line + error.object[: error.start].count(b"\n")
+            raise RunFailure(
+                INVALID_DATASET, f"{name}:{at}: is not UTF-8 (byte 0x{error.object[error.start]:02x}): save the file as UTF-8"
+            ) from error
+        line += text.count("\n")
+        yield text
+
+
+def _with_end(blocks: Iterator[bytes]) -> Iterator[bytes | None]:
+    yield from blocks
+    yield None
+
+
+def _csv(lines: _Lines, name: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_ROW_BYTES)
+    header_line = lines.head.split(b"\n", 1)[0].decode(errors="replace")
+    delimiter = max(",;\t", key=header_line.count)
+
+    def text() -> Iterator[str]:
+        for number, line in lines:
+            decoded = _utf8(line)
+            if decoded is None:  # a quoted field may span lines, so the next row's start is unknown: the file is refused
+                raise RunFailure(INVALID_DATASET, f"{name}:{number}: {_not_utf8(line)}")
+            yield decoded + "\n"
+
+    reader = csv.reader(text(), delimiter=delimiter, strict=True)
+    try:
+        header = [column.strip() for column in next(reader)]
+        if len(set(header)) != len(header) or not all(header):
+            raise RunFailure(INVALID_DATASET, f"{name}:1: the header needs one distinct name per column, found {header}")
+        start = reader.line_num + 1
+        for cells in reader:
+            if len(cells) == len(header):
+                yield Row(name, start, dict(zip(header, cells, strict=True)))
+            elif cells:
+                yield Row(name, start, None, f"has {len(cells)} cells, the header has {len(header)}: quote cells that hold {delimiter!r}")
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise RunFailure(INVALID_DATASET, f"{name}:{reader.line_num}: is not CSV ({error})") from error
+
+
+def _parquet(file: DataFile, compressed: bool) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = file.path
+    if compressed:  # parquet is read from its end: it needs a real file
+        path = file.path.with_name(file.path.name + ".unpacked")
+        with _open(file) as packed, open(path, "wb") as unpacked:
+            while block := packed.read(_BLOCK):
+                unpacked.write(block)
+    number = 0
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=512):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Row(file.name, number, value)
+    except (pa.ArrowException, OSError) as error:
+        raise RunFailure(INVALID_DATASET, f"{file.name}: is not a sound parquet file (row {number + 1}: {error})") from error
+    finally:
+        if compressed:
+            path.unlink(missing_ok=True)
