@@ -20,10 +20,8 @@ class Followers:
 
     def deployment_seen(self, key: Key, body: Object) -> None:
         """Remember which FineTunes an AdapterDeployment names."""
-        names = {
-            (adapter.get("fineTuneRef") or {}).get("name") for adapter in body.get("spec", {}).get("adapters", [])
-        } - {None}
-        followed = frozenset(Key("FineTune", key.namespace, name) for name in names)
+        references = [adapter.get("fineTuneRef") for adapter in body.get("spec", {}).get("adapters", [])]
+        followed = frozenset(Key("FineTune", key.namespace, r["name"]) for r in references if r)
         for finetune in self._followed.get(key, frozenset()) - followed:
             self._followers[finetune].discard(key)
         for finetune in followed:

@@ -7,7 +7,7 @@ refuse fields newer than themselves and decode a long list 20 times slower than 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -76,6 +76,7 @@ HORIZONTALPODAUTOSCALERS = Resource("autoscaling/v2", "HorizontalPodAutoscaler",
 SCALEDOBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 EVENTS = Resource("events.k8s.io/v1", "Event", "events")
+CORE_EVENTS = Resource("v1", "Event", "events")  # the same objects; this version can be filtered by the object's uid
 ENDPOINTSLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 TOKENREVIEWS = Resource("authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False)
 
@@ -86,7 +87,7 @@ async def configuration() -> Configuration:
     try:
         config.load_incluster_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
     except config.ConfigException:
-        await config.load_kube_config(client_configuration=loaded)
+        await config.load_kube_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
     return loaded
 
 
@@ -101,18 +102,23 @@ class Kube:
     async def get(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """The object, or None when there is none."""
         try:
-            return await self._request("GET", resource.path(namespace, name))
+            return await self._object("GET", resource.path(namespace, name))
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
 
     async def list(
-        self, resource: Resource, namespace: str = "", labels: Mapping[str, str] | None = None
+        self,
+        resource: Resource,
+        namespace: str = "",
+        labels: Mapping[str, str] | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> list[Object]:
-        """All objects that carry `labels`; items get the `kind` and `apiVersion` that a list leaves out."""
-        selector = ",".join(f"{k}={v}" for k, v in (labels or {}).items())
-        answer = await self._request("GET", resource.path(namespace), {"labelSelector": selector} if selector else None)
+        """All objects with these labels and fields; items get the `kind` and `apiVersion` that a list leaves out."""
+        query = {"labelSelector": labels, "fieldSelector": fields}
+        selectors = {name: ",".join(f"{k}={v}" for k, v in wanted.items()) for name, wanted in query.items() if wanted}
+        answer = await self._request("GET", resource.path(namespace), selectors)
         return [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in answer["items"]]
 
     async def kinds(self, api_version: str) -> set[str]:
@@ -128,12 +134,12 @@ class Kube:
     async def create(self, resource: Resource, body: Object) -> Object:
         """POST; an ApiError with `already_exists` when the name is taken."""
         namespace = body.get("metadata", {}).get("namespace", "")
-        return await self._request("POST", resource.path(namespace), body=body)
+        return await self._object("POST", resource.path(namespace), body=body)
 
     async def apply(self, resource: Resource, body: Object) -> Object:
         """Server-side apply of the fields in `body`, taking them over from any other field manager."""
         meta = body["metadata"]
-        return await self._request(
+        return await self._object(
             "PATCH",
             resource.path(meta["namespace"], meta["name"]),
             {"fieldManager": FIELD_MANAGER, "force": "true"},
@@ -144,7 +150,7 @@ class Kube:
     async def replace(self, resource: Resource, body: Object) -> Object:
         """PUT; a conflict when `metadata.resourceVersion` in the body is not the newest."""
         meta = body["metadata"]
-        return await self._request("PUT", resource.path(meta.get("namespace", ""), meta["name"]), body=body)
+        return await self._object("PUT", resource.path(meta.get("namespace", ""), meta["name"]), body=body)
 
     async def replace_status(self, resource: Resource, parent: Object, status: Object) -> Object:
         """Write the whole status of `parent` as it was read; a conflict when somebody wrote it since.
@@ -153,12 +159,12 @@ class Kube:
         """
         meta = parent["metadata"]
         body = {**parent, "apiVersion": resource.api_version, "kind": resource.kind, "status": status}
-        return await self._request("PUT", resource.path(meta["namespace"], meta["name"], "status"), body=body)
+        return await self._object("PUT", resource.path(meta["namespace"], meta["name"], "status"), body=body)
 
-    async def patch(self, resource: Resource, namespace: str, name: str, patch: list[Object] | Object) -> Object:
+    async def patch(self, resource: Resource, namespace: str, name: str, patch: Sequence[Object] | Object) -> Object:
         """JSON patch (a list of operations) or JSON merge patch (an object)."""
-        kind = "application/json-patch+json" if isinstance(patch, list) else "application/merge-patch+json"
-        return await self._request("PATCH", resource.path(namespace, name), body=patch, content_type=kind)
+        kind = "application/merge-patch+json" if isinstance(patch, dict) else "application/json-patch+json"
+        return await self._object("PATCH", resource.path(namespace, name), body=patch, content_type=kind)
 
     async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str = "") -> bool:
         """Delete with everything it owns, in the background; False when it was gone (or is another object than `uid`)."""
@@ -172,6 +178,10 @@ class Kube:
                 return False
             raise
         return True
+
+    async def _object(self, *request: Any, **options: Any) -> Object:
+        answer: Object = await self._request(*request, **options)
+        return answer
 
     async def _request(
         self,
@@ -192,7 +202,7 @@ class Kube:
         url = settings.host + path + (f"?{urlencode(query)}" if query else "")
         request = f"{method} {path}"
         try:
-            response = await self._client.rest_client.request(
+            response = await self._client.rest_client.request(  # type: ignore[no-untyped-call]
                 method, url, headers=headers, body=body, _request_timeout=WRITE_SECONDS if writes else READ_SECONDS
             )
             raw = await response.read()

@@ -127,7 +127,7 @@ class Lease:
         version = lease["metadata"]["resourceVersion"]
         if self._change_seen[0] != version:
             self._change_seen = (version, time.monotonic())
-        return time.monotonic() - self._change_seen[1] > spec.get("leaseDurationSeconds", LEASE_SECONDS)
+        return time.monotonic() - self._change_seen[1] > int(spec.get("leaseDurationSeconds", LEASE_SECONDS))
 
     def _body(self, metadata: Object, transitions: int) -> Object:
         now = micro_time(utc_now())

@@ -6,6 +6,7 @@ is lost. What must be done is always worked out from the objects as they are (fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
@@ -27,7 +28,7 @@ def registry(context: Context, followers: Followers, configuration: Configuratio
     @kopf.on.login(registry=handlers)
     async def login(**_: Any) -> kopf.ConnectionInfo:
         header = await configuration.get_api_key_with_prefix("BearerToken")
-        scheme, _, token = (header or "").partition(" ")
+        scheme, token = (header or " ").split(" ", 1)
         return kopf.ConnectionInfo(
             server=configuration.host,
             ca_path=configuration.ssl_ca_cert,
@@ -39,8 +40,8 @@ def registry(context: Context, followers: Followers, configuration: Configuratio
         )
 
     @kopf.on.event(GROUP, VERSION, "finetunes", registry=handlers)
-    async def finetune(type: str | None, body: kopf.Body, namespace: str, name: str, **_: Any) -> None:
-        key = Key("FineTune", namespace, name)
+    async def finetune(type: str | None, body: kopf.Body, namespace: str | None, name: str, **_: Any) -> None:
+        key = Key("FineTune", namespace or "", name)
         if type == "DELETED":
             changed = followers.finetune_gone(key)
         else:
@@ -52,18 +53,18 @@ def registry(context: Context, followers: Followers, configuration: Configuratio
             queue.add(deployment)
 
     @kopf.on.event(GROUP, VERSION, "adapterdeployments", registry=handlers)
-    async def adapterdeployment(type: str | None, body: kopf.Body, namespace: str, name: str, **_: Any) -> None:
-        key = Key("AdapterDeployment", namespace, name)
+    async def adapterdeployment(type: str | None, body: kopf.Body, namespace: str | None, name: str, **_: Any) -> None:
+        key = Key("AdapterDeployment", namespace or "", name)
         if type == "DELETED":
             followers.deployment_gone(key)
         else:
             followers.deployment_seen(key, dict(body))
         queue.add(key)
 
-    async def child(namespace: str, labels: kopf.Labels, **_: Any) -> None:
+    async def child(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         for kind, label in OWNER_LABEL.items():
             if label in labels:
-                queue.add(Key(kind, namespace, labels[label]))
+                queue.add(Key(kind, namespace or "", labels[label]))
 
     for resource in (JOBS, PODS, DEPLOYMENTS):
         kopf.on.event(*_address(resource.api_version), resource.plural, registry=handlers, id=resource.plural)(child)

@@ -65,7 +65,7 @@ class WorkQueue:
         """Have `key` looked at again after a pause that doubles with every failure in a row; returns the pause."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        pause = min(FIRST_PAUSE_SECONDS * 2 ** min(failures, 16), LONGEST_PAUSE_SECONDS)
+        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(failures, 16), LONGEST_PAUSE_SECONDS)
         metrics.queue_retries.labels(key.kind).inc()
         self.add_after(key, pause)
         return pause

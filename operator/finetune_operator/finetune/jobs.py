@@ -1,0 +1,200 @@
+"""Builds the Jobs of a run as plain dicts: one Job is one attempt, created once and never changed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from finetune_trainer.runspec import RunSpec, Stage, Storage
+
+from finetune_operator import labels, podtemplate
+from finetune_operator.api.finetune import FineTune, FineTuneSpec
+from finetune_operator.finetune import volumes
+from finetune_operator.settings import Settings
+
+Object = dict[str, Any]
+
+CONTAINER = "trainer"
+USER = 10001
+# Time between SIGTERM and SIGKILL: a training pod uploads a checkpoint in it.
+GRACE_SECONDS: dict[Stage, int] = {"prepare": 30, "train": 120}
+
+
+def job_name(parent: str, stage: Stage, identity: str, attempt: int) -> str:
+    """`<name>-prepare-<inputs>[-n]` or `<name>-train-<run id>-<n>`; at most 63 characters, as names of pods must be."""
+    short = identity[:8]
+    number = f"-{attempt}" if stage == "train" or attempt > 1 else ""
+    return f"{parent}-{stage}-{short}{number}"
+
+
+def run_spec(parent: FineTune, stage: Stage, name: str, settings: Settings, **of_the_run: Any) -> RunSpec:
+    """What the Job's pod is told; `of_the_run` are attempt, inputs, trainer_image, prepared, trained, micro_batch."""
+    meta, s3 = parent.metadata, parent.spec.output.s3
+    return RunSpec(
+        stage=stage,
+        namespace=meta.namespace,
+        name=meta.name,
+        uid=meta.uid,
+        job=name,
+        spec=parent.spec,
+        storage=Storage(
+            uri=s3.uri or settings.storage.uri, endpoint=settings.storage.endpoint, region=settings.storage.region
+        ),
+        report_url=(
+            f"{settings.reports.url}/apis/finetune.dev/v1alpha1/namespaces/{meta.namespace}/finetunes/{meta.name}/report"
+        ),
+        pretend_gpu=settings.pretend_gpus,
+        **of_the_run,
+    )
+
+
+def job(parent: FineTune, spec: RunSpec, settings: Settings) -> Object:
+    """The whole Job of one attempt at `spec.stage`."""
+    meta = parent.metadata
+    identity = {
+        **labels.of_owner("FineTune", meta.name),
+        labels.STAGE: spec.stage,
+        labels.INPUTS: spec.inputs,
+        labels.ATTEMPT: str(spec.attempt),
+    }
+    queue = {labels.KUEUE_QUEUE: parent.spec.queue_name} if parent.spec.queue_name else {}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": spec.job,
+            "namespace": meta.namespace,
+            "labels": {**identity, **queue},
+            "ownerReferences": [
+                labels.owner_reference(
+                    {
+                        "apiVersion": parent.api_version,
+                        "kind": parent.kind,
+                        "metadata": {"name": meta.name, "uid": meta.uid},
+                    }
+                )
+            ],
+        },
+        "spec": {
+            "completions": 1,
+            "parallelism": 1,
+            # Retries are the operator's: each is an attempt of its own, with a reason and a price in the status.
+            "backoffLimit": 0,
+            "podFailurePolicy": _pod_failure_policy(),
+            # Never two pods of one run at once: they would write the same checkpoints.
+            "podReplacementPolicy": "Failed",
+            "template": podtemplate.merge(parent.spec.pod_template, _pod(parent, spec, settings, identity), CONTAINER),
+        },
+    }
+
+
+def _pod_failure_policy() -> Object:
+    """Pods that were interrupted are replaced by the Job controller at once, even while the operator is down."""
+    return {
+        "rules": [
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "Ignore", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [143]}},
+        ]
+    }
+
+
+def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str, str]) -> Object:
+    mounted = volumes.of(parent.spec, spec.stage, settings)
+    return {
+        "metadata": {
+            "labels": identity,
+            "annotations": {
+                labels.RUN_SPEC: json.dumps(
+                    spec.model_dump(mode="json", by_alias=True, exclude_none=True),
+                    sort_keys=True,
+                    separators=(",", ":"),
+                )
+            },
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": GRACE_SECONDS[spec.stage],
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "imagePullSecrets": [{"name": name} for name in settings.images.pull_secrets],
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                # A big volume is not walked through file by file at every start.
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": CONTAINER,
+                    "image": spec.trainer_image,
+                    "imagePullPolicy": settings.images.pull_policy,
+                    "args": [spec.stage, "--spec", volumes.SPEC_FILE],
+                    "env": _environment(parent.spec, spec.stage, settings),
+                    "resources": _resources(parent.spec, spec.stage, settings),
+                    # The last lines of the log say what killed a process that left no result.
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "volumeMounts": [mount for _, mount in mounted],
+                }
+            ],
+            "volumes": [volume for volume, _ in mounted],
+        },
+    }
+
+
+def _environment(spec: FineTuneSpec, stage: Stage, settings: Settings) -> list[Object]:
+    reference = spec.output.s3.credentials_secret_ref
+    storage = reference.name if reference else settings.storage.credentials_secret
+    environment: list[Object] = [
+        {"name": "HOME", "value": f"{volumes.WORK}/home"},
+        _secret("AWS_ACCESS_KEY_ID", storage, "AWS_ACCESS_KEY_ID"),
+        _secret("AWS_SECRET_ACCESS_KEY", storage, "AWS_SECRET_ACCESS_KEY"),
+        _secret("AWS_SESSION_TOKEN", storage, "AWS_SESSION_TOKEN", optional=True),
+    ]
+    if stage == "prepare":
+        environment += _hub(spec, settings)
+    return environment
+
+
+def _hub(spec: FineTuneSpec, settings: Settings) -> list[Object]:
+    """The hub and its tokens reach the prepare Job only."""
+    endpoint = settings.hugging_face.endpoint
+    environment: list[Object] = [{"name": "HF_ENDPOINT", "value": endpoint}] if endpoint else []
+    sources = {
+        "FINETUNE_BASE_MODEL_HF_TOKEN": spec.base_model.hugging_face,
+        "FINETUNE_TRAIN_HF_TOKEN": spec.dataset.train.hugging_face,
+        "FINETUNE_EVALUATION_HF_TOKEN": spec.dataset.evaluation.hugging_face if spec.dataset.evaluation else None,
+    }
+    return environment + [
+        _secret(name, source.token_secret_ref.name, source.token_secret_ref.key)
+        for name, source in sources.items()
+        if source is not None and source.token_secret_ref is not None
+    ]
+
+
+def _secret(name: str, secret: str, key: str, *, optional: bool = False) -> Object:
+    reference: Object = {"name": secret, "key": key}
+    if optional:
+        reference["optional"] = True
+    return {"name": name, "valueFrom": {"secretKeyRef": reference}}
+
+
+def _resources(spec: FineTuneSpec, stage: Stage, settings: Settings) -> Object:
+    if stage != "train":
+        return {
+            "requests": {"cpu": settings.prepare.cpu, "memory": settings.prepare.memory},
+            "limits": {"memory": settings.prepare.memory},
+        }
+    asked = spec.resources
+    requests: Object = {"cpu": asked.cpu, "memory": asked.memory or "2Gi"}
+    limits: Object = {"memory": asked.memory} if asked.memory else {}
+    if asked.gpus:
+        requests[asked.gpu_resource] = limits[asked.gpu_resource] = str(asked.gpus)
+    return {"requests": requests, "limits": limits} if limits else {"requests": requests}

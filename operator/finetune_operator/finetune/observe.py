@@ -1,0 +1,297 @@
+"""What a Job and its pods say about one attempt: pure reading, no decisions.
+
+One Job is one attempt. Its pods may be several: the Job controller replaces pods that were disrupted, and those pods
+count neither as failures nor as attempts.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finetune_trainer.runspec import Result, Stage
+from pydantic import ValidationError
+
+from finetune_operator import labels, times
+from finetune_operator.api.finetunestatus import ProgressStatus
+from finetune_operator.reports import Report
+
+Object = dict[str, Any]
+
+CONTAINER = "trainer"
+INTERRUPTED_EXIT = 143
+KILLED_EXIT = 137
+
+State = Literal["Waiting", "Running", "Succeeded", "Failed"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One Job of a run, as observed."""
+
+    job: str
+    uid: str
+    stage: Stage
+    inputs: str
+    state: State
+    waits_since: dt.datetime  # when its newest pod (or, without one, itself) was created
+    reason: str = ""  # why it waits or failed: a key of reasons.WAITING or reasons.FAILURES
+    message: str = ""
+    result: Result | None = None
+    progress: ProgressStatus | None = None
+    micro_batch: int | None = None  # as ordered in its run spec
+    gpus: int = 0
+    disruptions: int = 0  # pods that the Job controller replaced
+    finished_at: dt.datetime | None = None
+    pods: tuple[Object, ...] = field(default=(), repr=False)
+
+    def gpu_seconds(self, now: dt.datetime) -> float:
+        """GPU time up to `now`, over all its pods."""
+        return self.gpus * sum(_seconds_running(pod, now) for pod in self.pods)
+
+
+def attempt(job: Object, all_pods: Iterable[Object], reports: Mapping[str, Report]) -> Attempt:
+    """Read one Job with its pods and their reports."""
+    uid = job["metadata"]["uid"]
+    pods = sorted((p for p in all_pods if owner(p) == uid), key=_created)
+    own_reports = [r for r in reports.values() if r.job_uid == uid]
+    result = _result(job, pods, own_reports)
+    state, reason, message = _state(job, pods, result)
+    return Attempt(
+        job=job["metadata"]["name"],
+        uid=uid,
+        stage=job["metadata"]["labels"][labels.STAGE],
+        inputs=job["metadata"]["labels"].get(labels.INPUTS, ""),
+        state=state,
+        waits_since=_created(pods[-1] if pods else job),
+        reason=reason,
+        message=message,
+        result=result,
+        progress=_progress(own_reports),
+        micro_batch=_run_spec(job).get("microBatch"),
+        gpus=_gpus(job),
+        disruptions=sum(1 for p in pods if _interrupted(p)),
+        finished_at=_finished(job),
+        pods=tuple(pods),
+    )
+
+
+def owner(pod: Object) -> str:
+    """uid of the controller of a pod."""
+    references = pod["metadata"].get("ownerReferences") or []
+    return next((str(r["uid"]) for r in references if r.get("controller")), "")
+
+
+def container_creating(pod: Object) -> bool:
+    """Scheduled, but its container is not there yet and the pod does not say why."""
+    waiting = _container_state(pod, "waiting") or {}
+    scheduled = bool(pod["spec"].get("nodeName")) and _phase(pod) == "Pending"
+    return scheduled and waiting.get("reason", "ContainerCreating") in ("ContainerCreating", "PodInitializing")
+
+
+def ended(job: Object) -> bool:
+    """Complete or failed: no pod of it runs or will run."""
+    return _finished(job) is not None
+
+
+def still_running(pods: Iterable[Object], now: dt.datetime) -> list[Object]:
+    """Pods that may still hold a GPU or write a checkpoint; one whose time to end is long over counts as gone."""
+    return [p for p in pods if _phase(p) in ("Pending", "Running", "Unknown") and not _overdue(p, now)]
+
+
+# A pod on a lost node is never confirmed as ended. Its successor waits this long beyond the grace period.
+OVERDUE_SECONDS = 60
+
+
+def _overdue(pod: Object, now: dt.datetime) -> bool:
+    ends = pod["metadata"].get("deletionTimestamp")
+    return bool(ends) and (now - times.parse(ends)).total_seconds() > OVERDUE_SECONDS
+
+
+def _state(job: Object, pods: Sequence[Object], result: Result | None) -> tuple[State, str, str]:
+    # 1. The result is the truth, however it came: the Job's own conditions follow seconds later.
+    if result is not None and result.failure is not None:
+        return "Failed", result.failure.reason, result.failure.message
+    if result is not None:
+        return "Succeeded", "", ""
+    # 2. The Job ended without one.
+    failed = _condition(job, "Failed") or _condition(job, "FailureTarget")
+    if failed is not None:
+        return "Failed", *_why_failed(pods, failed)
+    if _condition(job, "Complete") is not None:
+        return "Failed", "NoResult", "the Job is complete, but its pod left no result and no report arrived"
+    # 3. It runs, or waits for something.
+    running = [p for p in pods if _container_state(p, "running") is not None]
+    if running:
+        return "Running", "", ""
+    return "Waiting", *_why_waiting(job, pods)
+
+
+def _why_failed(pods: Sequence[Object], condition: Object) -> tuple[str, str]:
+    """Reason and message of a Job that failed without a result, from its newest pod."""
+    if not pods:
+        return "PodDeleted", "the pod was deleted"
+    pod = pods[-1]
+    name = pod["metadata"]["name"]
+    node = pod["spec"].get("nodeName", "its node")
+    ended = _container_state(pod, "terminated") or {}
+    disruption = _disruption(pod)
+    # OOMKilled first: a pod that is killed for memory and evicted for it at once is a matter of memory.
+    if ended.get("reason") == "OOMKilled":
+        return "OutOfMemory", f"pod {name} used more memory than its limit and was killed (OOMKilled)"
+    if pod.get("status", {}).get("reason") == "Evicted":
+        return "Evicted", f"pod {name} was evicted from {node}: {pod['status'].get('message', '')}"
+    if disruption is not None:
+        return disruption, f"pod {name} was taken off {node}"
+    if ended.get("exitCode") == INTERRUPTED_EXIT:
+        return "Interrupted", f"pod {name} was told to stop and saved a checkpoint"
+    if pod["metadata"].get("deletionTimestamp"):
+        return "PodDeleted", f"pod {name} was deleted"
+    if ended.get("exitCode") == KILLED_EXIT:
+        return "Killed", f"the process in pod {name} was killed (exit code 137)"
+    if ended:
+        last_words = ended.get("message", "").strip().splitlines()[-1:] or [ended.get("reason", "")]
+        return "InternalError", f"pod {name} ended with exit code {ended.get('exitCode')}: {last_words[0][:300]}"
+    status = pod.get("status", {})
+    text = status.get("message") or condition.get("message", "")
+    return "InternalError", f"pod {name} failed: {status.get('reason') or condition.get('reason', '')} {text}".strip()
+
+
+# The reasons of a pod's DisruptionTarget condition.
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "Preempted",
+    "DeletionByTaintManager": "NodeLost",
+    "DeletionByPodGC": "NodeLost",
+    "EvictionByEvictionAPI": "Evicted",
+    "TerminationByKubelet": "Evicted",
+}
+
+
+def _disruption(pod: Object) -> str | None:
+    for condition in pod.get("status", {}).get("conditions", []):
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return _DISRUPTIONS.get(condition.get("reason", ""), "Evicted")
+    return None
+
+
+def _interrupted(pod: Object) -> bool:
+    if _phase(pod) != "Failed":
+        return False
+    ended = _container_state(pod, "terminated") or {}
+    return _disruption(pod) is not None or ended.get("exitCode") == INTERRUPTED_EXIT
+
+
+# What a container can be stuck in, as the kubelet names it.
+_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_CONFIG = ("CreateContainerConfigError", "CreateContainerError")
+
+
+def _why_waiting(job: Object, pods: Sequence[Object]) -> tuple[str, str]:
+    if job["spec"].get("suspend"):
+        queue = job["metadata"]["labels"].get(labels.KUEUE_QUEUE, "")
+        return "WaitingForQuota", f"the Job waits in Kueue queue {queue}" if queue else "the Job is suspended"
+    if not pods:
+        return "Starting", "the pod is being created"
+    pod = pods[-1]
+    for condition in pod.get("status", {}).get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return "Unschedulable", condition.get("message", "") or "no node can take the pod"
+    waiting = _container_state(pod, "waiting") or {}
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    if reason in _PULL:
+        return "ImagePullFailed", message or f"{reason}: {_image(pod)}"
+    if reason in _CONFIG:
+        return "MissingReference", message or reason
+    return ("ContainerCreating" if reason == "ContainerCreating" else "Starting"), "the pod is starting"
+
+
+def _result(job: Object, pods: Iterable[Object], reports: Iterable[Report]) -> Result | None:
+    texts: list[Any] = [r.body.get("result") for r in reports]
+    for pod in pods:
+        texts.append((_container_state(pod, "terminated") or {}).get("message"))
+    for text in texts:
+        result = _parse(text)
+        if result is not None and result.job == job["metadata"]["name"]:
+            return result
+    return None
+
+
+def _parse(text: Any) -> Result | None:
+    if not text:
+        return None
+    try:
+        return Result.model_validate_json(text) if isinstance(text, str) else Result.model_validate(text)
+    except ValidationError:
+        return None  # the last lines of a log (FallbackToLogsOnError), or another version's words
+
+
+def _progress(reports: Iterable[Report]) -> ProgressStatus | None:
+    newest = max((r for r in reports if r.body.get("progress")), key=lambda r: r.received, default=None)
+    if newest is None:
+        return None
+    try:
+        progress = ProgressStatus.model_validate(newest.body["progress"])
+    except ValidationError:
+        return None
+    return (
+        progress
+        if progress.reported_at
+        else progress.model_copy(update={"reported_at": times.rfc3339(newest.received)})
+    )
+
+
+def _run_spec(job: Object) -> Object:
+    annotations = job["spec"]["template"]["metadata"].get("annotations") or {}
+    spec: Object = json.loads(annotations.get(labels.RUN_SPEC, "{}"))
+    return spec
+
+
+def _gpus(job: Object) -> int:
+    limits = job["spec"]["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+    per_pod = sum(int(amount) for name, amount in limits.items() if "/" in name)
+    return per_pod * int(job["spec"].get("parallelism") or 1)
+
+
+def _seconds_running(pod: Object, now: dt.datetime) -> float:
+    """From the moment the kubelet took the pod, which is when its GPUs are taken, to the end of its container."""
+    started = pod.get("status", {}).get("startTime")
+    if not started:
+        return 0.0
+    ended = (_container_state(pod, "terminated") or {}).get("finishedAt")
+    return max(((times.parse(ended) if ended else now) - times.parse(started)).total_seconds(), 0.0)
+
+
+def _finished(job: Object) -> dt.datetime | None:
+    for kind in ("Complete", "Failed"):
+        condition = _condition(job, kind)
+        if condition is not None and condition.get("lastTransitionTime"):
+            return times.parse(condition["lastTransitionTime"])
+    return None
+
+
+def _condition(job: Object, kind: str) -> Object | None:
+    conditions = job.get("status", {}).get("conditions") or []
+    return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
+
+
+def _container_state(pod: Object, state: str) -> Object | None:
+    for status in pod.get("status", {}).get("containerStatuses") or []:
+        if status["name"] == CONTAINER:
+            found: Object | None = status.get("state", {}).get(state)
+            return found
+    return None
+
+
+def _created(item: Object) -> dt.datetime:
+    return times.parse(item["metadata"]["creationTimestamp"])
+
+
+def _phase(pod: Object) -> str:
+    return str(pod.get("status", {}).get("phase", "Pending"))
+
+
+def _image(pod: Object) -> str:
+    return str(pod["spec"]["containers"][0].get("image", ""))

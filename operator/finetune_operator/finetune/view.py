@@ -1,0 +1,107 @@
+"""Everything that decisions about a FineTune rest on, gathered once: the object, its Jobs, and the moment."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finetune_trainer.runspec import Stage, inputs_hash
+
+from finetune_operator import labels, times
+from finetune_operator.api.finetune import FineTune
+from finetune_operator.api.finetunestatus import FineTuneStatus, RunStatus
+from finetune_operator.finetune import observe
+from finetune_operator.finetune.observe import Attempt
+from finetune_operator.reports import Report
+from finetune_operator.settings import Settings
+
+Object = dict[str, Any]
+
+# An image that cannot be pulled keeps a node's GPU for nothing: after this long the attempt counts as failed.
+PULL_SECONDS = 15 * 60
+
+
+@dataclass(frozen=True)
+class View:
+    """`inputs` is what the spec asks for; `current` the newest attempt of the run, None when its Job does not exist."""
+
+    parent: FineTune
+    inputs: str
+    jobs: tuple[Object, ...]
+    current: Attempt | None
+    holding: tuple[str, ...]  # pods of earlier attempts that have not ended
+    settings: Settings
+    now: dt.datetime
+
+    @property
+    def status(self) -> FineTuneStatus:
+        return self.parent.status
+
+    @property
+    def run(self) -> RunStatus:
+        return self.parent.status.run or RunStatus()
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that the run is in: its id is known exactly when it has been prepared."""
+        return "train" if self.run.id else "prepare"
+
+    @property
+    def started(self) -> dt.datetime:
+        return times.parse(self.run.started_at) if self.run.started_at else self.now
+
+
+def view(
+    parent: FineTune,
+    jobs: Sequence[Object],
+    pods: Sequence[Object],
+    reports: Mapping[str, Report],
+    explanations: Mapping[str, tuple[str, str]],
+    settings: Settings,
+    now: dt.datetime,
+) -> View:
+    """`explanations` says, by uid of a pod or Job, what Events tell about why it does not start."""
+    run = parent.status.run
+    # A newer trainer image in the chart is no reason to train anything again: it counts for new runs only.
+    inputs = inputs_hash(parent.spec, run.trainer_image) if run is not None else ""
+    if run is None or inputs != run.inputs:
+        inputs = inputs_hash(parent.spec, settings.images.trainer)
+    own = tuple(job for job in jobs if _owned_by(job, parent.metadata.uid))
+    job = next((j for j in own if run is not None and j["metadata"]["name"] == run.job_name), None)
+    current = None
+    if job is not None:
+        current = _explain(observe.attempt(job, pods, reports), job, explanations, now)
+    current_pods = {pod["metadata"]["uid"] for pod in current.pods} if current else set()
+    return View(
+        parent=parent,
+        inputs=inputs,
+        jobs=own,
+        current=current,
+        holding=tuple(
+            pod["metadata"]["name"]
+            for pod in observe.still_running(pods, now)
+            if pod["metadata"]["uid"] not in current_pods
+            and pod["metadata"].get("labels", {}).get(labels.STAGE) == "train"
+        ),
+        settings=settings,
+        now=now,
+    )
+
+
+def _explain(attempt: Attempt, job: Object, explanations: Mapping[str, tuple[str, str]], now: dt.datetime) -> Attempt:
+    if attempt.state != "Waiting":
+        return attempt
+    uid = attempt.pods[-1]["metadata"]["uid"] if attempt.pods else job["metadata"]["uid"]
+    if uid in explanations:
+        reason, message = explanations[uid]
+        attempt = replace(attempt, reason=reason, message=message)
+    if attempt.reason == "ImagePullFailed" and (now - attempt.waits_since).total_seconds() > PULL_SECONDS:
+        return replace(attempt, state="Failed")
+    return attempt
+
+
+def _owned_by(job: Object, uid: str) -> bool:
+    # A Job of an earlier object of the same name is on its way out, and none of our business.
+    return any(r.get("uid") == uid for r in job["metadata"].get("ownerReferences") or [])

@@ -1,0 +1,95 @@
+"""Every reason that a FineTune can show, in one table: what it does to the run, and what helps.
+
+Reasons of the trainer are named in finetune_trainer/failures.py; a unit test holds the two lists together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# never            the run fails at once: nothing changes by trying again
+# infrastructure   tried again after a pause, out of spec.retry.infrastructure
+# outOfMemory      tried again with half the micro batch, out of spec.retry.outOfMemory
+# free             tried again at once, at no cost: the run was interrupted, not at fault
+Retry = Literal["never", "infrastructure", "outOfMemory", "free"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an attempt that failed for some reason goes on; `hint` is what a person can do about it."""
+
+    retry: Retry
+    hint: str = ""
+
+
+FAILURES: dict[str, Failure] = {
+    # -- what was asked for cannot be done
+    "InvalidDataset": Failure("never", "correct the rows named above, or set dataset.onInvalidRow: Skip"),
+    "DatasetNotFound": Failure("never", "correct dataset.train (or dataset.evaluation), or put the file there"),
+    "BaseModelNotFound": Failure("never", "correct baseModel, or put the model there"),
+    "BaseModelGated": Failure(
+        "never", "accept the model's terms on the hub with the account of the token in baseModel.huggingFace"
+    ),
+    "HubUnauthorized": Failure("never", "check the token in the Secret that tokenSecretRef names"),
+    "StorageUnauthorized": Failure("never", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the storage Secret"),
+    "UnsupportedCombination": Failure("never", "change one of the named fields"),
+    "DoesNotFit": Failure("never", "use one of the changes named above, or a larger GPU and resources.gpuMemory"),
+    "NonFiniteLoss": Failure("never", "lower training.learningRate, or set training.precision: FP32"),
+    "GPUNotVisible": Failure("never", "check the node's GPU driver and podTemplate.runtimeClassName"),
+    "WorldSizeMismatch": Failure("infrastructure", "check resources.gpus and resources.nodes against the nodes"),
+    # -- memory
+    "CUDAOutOfMemory": Failure("outOfMemory", "lower training.maxLength or method.lora.rank, or use a larger GPU"),
+    "OutOfMemory": Failure("outOfMemory", "raise resources.memory"),
+    # -- the world around the run
+    "StorageUnavailable": Failure("infrastructure", "check that the object store is up and its endpoint is right"),
+    "UploadFailed": Failure("infrastructure", "check the object store's free space and its log"),
+    "DownloadFailed": Failure("infrastructure", "check the network between the pod and the source"),
+    "DigestMismatch": Failure(
+        "infrastructure", "the bytes that arrived are not those that were stored: check the store"
+    ),
+    "DiskFull": Failure("infrastructure", "the node ran out of disk: free some, or steer the pod with podTemplate"),
+    "InternalError": Failure("infrastructure", "see the pod's log (kubectl logs); please report it with that log"),
+    "ImagePullFailed": Failure("infrastructure", "check the image name, podTemplate.imagePullSecrets and the registry"),
+    "Killed": Failure("infrastructure", "the process was killed from outside: see the node's events"),
+    "NoResult": Failure("infrastructure", "the Job ended without a result: see the pod's log"),
+    # -- interrupted: not the run's fault
+    "Evicted": Failure("free"),
+    "Preempted": Failure("free"),
+    "NodeLost": Failure("free"),
+    "PodDeleted": Failure("free"),
+    "JobDeleted": Failure("free"),
+    "Interrupted": Failure("free"),
+    # -- limits that were set
+    "DeadlineExceeded": Failure("never", "raise activeDeadline to go on from the last checkpoint"),
+    "BudgetExceeded": Failure("never", "raise budget to go on from the last checkpoint"),
+    # -- the object itself
+    "InvalidSpec": Failure("never", "correct the named fields"),
+    "JobRefused": Failure("infrastructure", "the API server refused the Job: correct what its message names"),
+}
+
+UNKNOWN = Failure("infrastructure", "see the pod's log (kubectl logs)")
+
+# Why a run waits: shown as the reason of Complete=False while nothing has failed.
+WAITING: dict[str, str] = {
+    "Unschedulable": "no node can take the pod yet; it starts as soon as one can",
+    "WaitingForQuota": "Kueue has not admitted the Job yet",
+    "ImagePullFailed": "check the image name, podTemplate.imagePullSecrets and the registry",
+    "MissingReference": "create the named Secret or ConfigMap (or key) in this namespace; the pod starts by itself then",
+    "MountFailed": "create the named volume, Secret or ConfigMap in this namespace; the pod starts by itself then",
+    "PodNotCreated": "a quota or a policy of the namespace keeps the pod from being created",
+    "ContainerCreating": "",
+    "Starting": "",
+}
+
+
+def of_failure(reason: str) -> Failure:
+    """The row of a reason; unknown ones (a newer trainer's) count as infrastructure."""
+    return FAILURES.get(reason, UNKNOWN)
+
+
+def with_hint(message: str, hint: str) -> str:
+    """One text that says what happened and what helps, without saying it twice."""
+    if not hint or hint in message:
+        return message
+    return f"{message.rstrip('. ')}. Fix: {hint}." if message else f"{hint}."
