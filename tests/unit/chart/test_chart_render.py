@@ -9,7 +9,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from finetune_operator.settings import load
+from finetune_operator.settings import Settings, load
 
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "the defaults": {},
@@ -91,6 +91,21 @@ def test_the_operator_accepts_the_rendered_settings(
     assert list(settings.watch_namespaces) == values.get("watchNamespaces", [])
     assert settings.pretend_gpus is values.get("pretendGPUs", False)
     assert settings.price_per_gpu_hour == values.get("pricePerGpuHour")
+
+
+def test_every_setting_is_set_by_the_chart_or_has_one_good_value(render: Callable[..., list[dict[str, Any]]]) -> None:
+    rendered = yaml.safe_load(settings_of(render(VALUE_SETS["everything on"])))
+    known = Settings.model_json_schema(by_alias=True)
+    unset = set(known["properties"]) - set(rendered)
+    assert unset == {"workers", "resyncSeconds", "healthPort"}
+    for key, part in rendered.items():
+        if isinstance(part, dict):
+            model = (
+                known["$defs"][known["properties"][key]["$ref"].rpartition("/")[2]]
+                if "$ref" in known["properties"][key]
+                else {}
+            )
+            assert set(model.get("properties", part)) - set(part) <= {"port"}, key
 
 
 def test_the_bundled_minio_is_the_default_endpoint(render: Callable[..., list[dict[str, Any]]]) -> None:

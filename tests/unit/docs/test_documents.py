@@ -129,6 +129,16 @@ def test_reasons_that_the_pages_name_exist() -> None:
         assert reason in known, reason
 
 
+def test_the_serving_page_explains_every_reason_of_the_agent() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "serving_image" / "finetune_serving").glob("*.py"))
+    raised = re.findall(r'(?:Unservable\(|_refuse\(\s*adapter,|return \(?)\s*"([A-Z]\w+)"', source)
+    page = (ROOT / "docs" / "serving.md").read_text()
+    table = page[page.index("## Messages of an adapter") : page.index("## Not supported yet")]
+    shown = set(re.findall(r"`([A-Z][a-zA-Z]+)`", table))
+    assert set(raised) - shown == set(), "raised by the agent, missing in docs/serving.md"
+    assert shown - set(raised) - set(FAILURES) == set(), "in docs/serving.md, raised by nobody"
+
+
 def test_the_ten_lines_of_the_security_page_compute_the_digest(tmp_path: Path) -> None:
     (tmp_path / "folder" / "sub").mkdir(parents=True)
     for name, content in {"a.txt": b"a", "sub/\u00e4.bin": b"\x00\x01", "manifest.json": b"{}"}.items():
