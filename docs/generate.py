@@ -88,79 +88,102 @@ def _properties(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
 # The API
 
 
-@dataclass(frozen=True)
-class ApiField:
-    path: str
-    type: str
-    default: Any
-    description: str
-
-
 def api_page(crds: list[dict[str, Any]]) -> str:
     parts = [
         "# API reference",
         "",
         "Generated from `crds/` by `make generate`; `kubectl explain finetune.spec --recursive` shows the same in a terminal.",
-        "A field marked `required` has no default. *Exactly one of* and the like are in the rules below each kind: the API",
+        "A field marked *required* has no default. What must hold between fields is in the rules below each kind: the API",
         "server refuses an object that breaks one, with the message shown.",
     ]
+    seen: dict[str, str] = {}
     for crd in crds:
-        parts += ["", *_kind(crd)]
+        parts += ["", *_kind(crd, seen)]
     return "\n".join(parts) + "\n"
 
 
-def _kind(crd: dict[str, Any]) -> Iterator[str]:
+HEADER = ("| field | type | default | meaning |", "|---|---|---|---|")
+
+
+def _kind(crd: dict[str, Any], seen: dict[str, str]) -> Iterator[str]:
+    """`seen` holds the heading under which a part was shown, by its schema."""
     names, version = crd["spec"]["names"], crd["spec"]["versions"][0]
     schema = version["schema"]["openAPIV3Schema"]
     yield f"## {names['kind']}"
     yield ""
-    yield f"`apiVersion: {crd['spec']['group']}/{version['name']}`, `kubectl get {names['plural']}` (short: {', '.join(names['shortNames'])}). "
+    short = ", ".join(names["shortNames"])
+    yield f"`apiVersion: {crd['spec']['group']}/{version['name']}`, `kubectl get {names['plural']}` (short: {short})."
     for part in ("spec", "status"):
-        for name, field in schema["properties"][part]["properties"].items():
-            required = name in schema["properties"][part].get("required", [])
-            yield from (
-                "",
-                f"### {names['kind']}: {part}.{name}",
-                "",
-                "| field | type | default | meaning |",
-                "|---|---|---|---|",
-            )
-            for row in _fields(f"{part}.{name}", field, required):
-                default = (
-                    "required"
-                    if row.default == "required"
-                    else f"`{json.dumps(row.default)}`"
-                    if row.default is not None
-                    else ""
-                )
-                yield f"| `{row.path}` | {row.type} | {default} | {_cell(row.description)} |"
+        fields, required = schema["properties"][part]["properties"], schema["properties"][part].get("required", [])
+        plain = {name: field for name, field in fields.items() if not _has_parts(field)}
+        yield from ("", f"### {names['kind']} {part}", "", *HEADER)
+        for name, field in fields.items():
+            yield _row(name, field, name in required, link=None if name in plain else f"{names['kind']} {part}.{name}")
+        for name in (name for name in fields if name not in plain):
+            heading = f"{names['kind']} {part}.{name}"
+            yield from ("", f"### {heading}", "")
+            before = seen.setdefault(json.dumps(fields[name], sort_keys=True), heading)
+            if before != heading:
+                yield f"As [{before}](#{_anchor(before)})."
+                continue
+            yield from HEADER
+            yield from _rows("", fields[name])
     rules = list(_rules("", schema))
     if rules:
-        yield from ("", f"### {names['kind']}: rules", "", "| where | message when it is broken |", "|---|---|")
+        yield from ("", f"### {names['kind']} rules", "", "| where | message when it is broken |", "|---|---|")
         for path, message in rules:
             yield f"| `{path or 'the object'}` | {_cell(message)} |"
 
 
-def _fields(path: str, schema: dict[str, Any], required: bool) -> Iterator[ApiField]:
-    default = schema.get("default", "required" if required else None)
-    yield ApiField(path, _type(schema), default, schema.get("description", ""))
-    inner = schema
-    while inner.get("type") == "array":
-        inner, path = inner["items"], path + "[]"
-    for name, field in inner.get("properties", {}).items():
-        yield from _fields(f"{path}.{name}", field, name in inner.get("required", []))
+def _has_parts(schema: dict[str, Any]) -> bool:
+    return "properties" in schema or (schema.get("type") == "array" and _has_parts(schema["items"]))
+
+
+def _rows(path: str, schema: dict[str, Any]) -> Iterator[str]:
+    while schema.get("type") == "array":
+        schema, path = schema["items"], path + "[]" if path else ""
+    for name, field in schema.get("properties", {}).items():
+        below = f"{path}.{name}".lstrip(".")
+        yield _row(below, field, name in schema.get("required", []))
+        if _has_parts(field):
+            yield from _rows(below, field)
+
+
+def _row(path: str, schema: dict[str, Any], required: bool, link: str | None = None) -> str:
+    shown = f"[`{path}`](#{_anchor(link)})" if link else f"`{path}`"
+    default = f"`{json.dumps(schema['default'])}`" if schema.get("default") not in (None, {}, []) else ""
+    return f"| {shown} | {_type(schema)} | {'*required*' if required else default} | {_cell(schema.get('description', ''))} |"
 
 
 def _type(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{json.dumps(value).strip(chr(34))}`" for value in schema["enum"])
     if schema.get("x-kubernetes-int-or-string"):
-        return "integer or string"
+        return "integer or string" + _bounds(schema)
     if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}"
     if isinstance(schema.get("additionalProperties"), dict):
         return f"map of {_type(schema['additionalProperties'])}"
-    return str(schema.get("format") if schema.get("format") == "date-time" else schema.get("type", "any"))
+    kind = schema.get("type", "any")
+    return f"{'date-time' if schema.get('format') == 'date-time' else kind}{_bounds(schema)}"
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is None and high is None:
+        return ""
+    return (
+        f", {low:,} to {high:,}"
+        if high is not None and low is not None
+        else f", from {low:,}"
+        if high is None
+        else f", up to {high:,}"
+    )
+
+
+def _anchor(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def _rules(path: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
