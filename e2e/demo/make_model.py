@@ -1,4 +1,4 @@
-"""Make tiny-llama, the demo's base model: a Llama of four million parameters that speaks plain English and knows little.
+"""Make tiny-llama, the demo's base model: a Llama of four million parameters that speaks English and knows little.
 
 Nothing is downloaded: a tokenizer is trained and the model pre-trained on generated conversations, for about two
 minutes on two cores. It answers fluently, says so when it has not heard of a product, and so shows what a fine-tune on
