@@ -43,6 +43,13 @@ class Prepare(_Part):
     memory: str = "4Gi"
 
 
+class EngineDefaults(_Part):
+    """What every engine is started with besides; for nodes without a GPU: float32, no CUDA graphs, a small KV cache."""
+
+    extra_args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+
+
 class ReportServer(_Part):
     """Where pods push reports: the address they use, and the certificate the server shows (none: plain HTTP)."""
 
@@ -59,6 +66,7 @@ class Settings(_Part):
     storage: StorageDefaults
     hugging_face: HuggingFace = HuggingFace()
     prepare: Prepare = Prepare()
+    engine: EngineDefaults = EngineDefaults()
     reports: ReportServer = ReportServer()
     price_per_gpu_hour: float | None = Field(default=None, ge=0, alias="pricePerGpuHour")
     pretend_gpus: bool = Field(default=False, alias="pretendGPUs")
