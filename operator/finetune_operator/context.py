@@ -25,3 +25,5 @@ class Context:
     now: Callable[[], dt.datetime]
     # Objects that were just created, as the watch brought them: the first look at an object needs no read.
     newborn: dict[Key, Object] = field(default_factory=dict)
+    # The resource version of our last write to an object: the event of that very write is no news.
+    written: dict[Key, str] = field(default_factory=dict)

@@ -48,7 +48,8 @@ def registry(context: Context, followers: Followers, configuration: Configuratio
             changed = followers.finetune_seen(key, dict(body))
             if not body.get("status"):
                 context.newborn[key] = dict(body)
-        queue.add(key)
+        if body["metadata"]["resourceVersion"] != context.written.get(key):
+            queue.add(key)
         for deployment in changed:
             queue.add(deployment)
 

@@ -7,6 +7,7 @@ import logging
 import signal
 import ssl
 import uuid
+from typing import Any
 
 import kopf
 from aiohttp import web
@@ -36,8 +37,7 @@ RECONCILES = {
 async def run(settings: Settings, place: Place) -> None:
     """Serve, wait for the lease, work until told to stop."""
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _stop_on_signals(stop)
     loaded = await configuration()
     async with ApiClient(loaded) as client:
         unfenced = Kube(client)
@@ -70,40 +70,56 @@ async def run(settings: Settings, place: Place) -> None:
             crewing = asyncio.create_task(crew.run(settings.workers))
             resyncing = asyncio.create_task(workers.resync(context, announce))
             watching = asyncio.create_task(
-                kopf.operator(
+                _watch(
+                    stop,
                     registry=main.registry(context, Followers(), loaded),
                     settings=main.settings(),
                     clusterwide=not settings.watch_namespaces,
                     namespaces=settings.watch_namespaces,
                     standalone=True,
-                    stop_flag=stop,
                 )
             )
-            tasks = {crewing, resyncing, watching}
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                watching.cancel() if not stop.is_set() else None
-                crewing.cancel()
-                resyncing.cancel()
-                ended = await asyncio.gather(*tasks, return_exceptions=True)
-            for error in ended:
-                if isinstance(error, Exception):
-                    raise error
+            await _first_of(crewing, resyncing, watching, asyncio.create_task(stop.wait()))
 
-        leading = asyncio.create_task(lead(lease, work))
-        stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({leading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not lease.held():
-                leading.cancel()
-            await leading
-        except asyncio.CancelledError:
-            log.info("stopped while standing by")
+            await _first_of(asyncio.create_task(lead(lease, work)), asyncio.create_task(stop.wait()))
         finally:
-            stopping.cancel()
             for server in servers:
                 await server.cleanup()
+        log.info("stopped")
+
+
+async def _first_of(*tasks: asyncio.Task[Any]) -> None:
+    """Wait until one task ends, cancel the others, and raise what any of them raised."""
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):
+            raise error
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
+async def _watch(stop: asyncio.Event, **options: Any) -> None:
+    """kopf until cancelled. It takes over the process' signals when it starts; we take them back."""
+    ready = asyncio.Event()
+    operator = asyncio.ensure_future(kopf.operator(ready_flag=ready, **options))
+    started = asyncio.ensure_future(ready.wait())
+    try:
+        await asyncio.wait({operator, started}, return_when=asyncio.FIRST_COMPLETED)
+        _stop_on_signals(stop)
+        await operator
+    finally:
+        started.cancel()
+        operator.cancel()
+        await asyncio.gather(operator, started, return_exceptions=True)
 
 
 async def _require_crds(kube: Kube) -> None:

@@ -59,14 +59,9 @@ class Reports:
         now = self._now()
         pods = self._reports.setdefault(key, {})
         before = pods.get(sender.pod)
-        if (
-            before is not None
-            and before.pod_uid == sender.pod_uid
-            and before.body.get("result")
-            and not body.get("result")
-        ):
-            # A progress report that was overtaken by the result: the result stays.
-            body = {**body, "result": before.body["result"]}
+        if before is not None and before.pod_uid == sender.pod_uid:
+            # A result comes without progress, and progress may come after the result: neither may wipe the other.
+            body = {**before.body, **body}
         pods[sender.pod] = Report(sender.pod, sender.pod_uid, sender.job, sender.job_uid, body, now)
         last = self._seen.get(key)
         if body.get("result") or last is None or (now - last).total_seconds() >= PACE_SECONDS:

@@ -46,6 +46,7 @@ class Attempt:
     gpus: int = 0
     disruptions: int = 0  # pods that the Job controller replaced
     finished_at: dt.datetime | None = None
+    given_up: bool = False  # failed by our own judgement: its Job has not ended
     pods: tuple[Object, ...] = field(default=(), repr=False)
 
     def gpu_seconds(self, now: dt.datetime) -> float:

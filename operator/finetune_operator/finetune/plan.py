@@ -187,7 +187,7 @@ def take_up_failure(view: View) -> Plan | None:
     if decision.pause > 0:
         # The failure is shown while the pause lasts; the phase stays what it was.
         paused = _updated(view.status, reason=attempt.reason, message=decision.message)
-        return Plan(paused, again=decision.pause, delete=_stuck(view))
+        return Plan(paused, again=decision.pause)
     begun = _begin(view, _updated(view.status, run=decision.run), view.run.attempt + 1)
     if begun.create is None:
         # The attempt is not over as long as it has no successor, so its failure is not counted yet.
@@ -292,7 +292,7 @@ def _has_result(view: View) -> bool:
 def _stuck(view: View) -> tuple[Object, ...]:
     """The current Job, when it counts as failed although its pod still waits."""
     current = view.current
-    if current is None or current.finished_at is not None or current.result is not None:
+    if current is None or not current.given_up:
         return ()
     return tuple(job for job in view.jobs if job["metadata"]["uid"] == current.uid)
 

@@ -31,6 +31,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     if raw is None or raw["metadata"].get("deletionTimestamp"):
         # Its children are deleted by the garbage collector: they carry an owner reference.
         context.reports.forget(key)
+        context.written.pop(key, None)
         metrics.phases.set(*key, None)
         return None
     try:
@@ -46,7 +47,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     if parent.status.run is not None:
         logs.about_run(parent.status.run.id or parent.status.run.inputs)
     decided = plan(seen)
-    again = await _act(context, raw, decided)
+    again = await _act(context, key, raw, decided, changed=decided.status != parent.status)
     metrics.phases.set(*key, decided.status.phase)
     return min((s for s in (again, explain.again(jobs, pods, context.now())) if s is not None), default=None)
 
@@ -59,7 +60,7 @@ async def _children(context: Context, key: Key) -> tuple[list[Object], list[Obje
     return jobs, pods
 
 
-async def _act(context: Context, raw: Object, decided: Plan) -> float | None:
+async def _act(context: Context, key: Key, raw: Object, decided: Plan, *, changed: bool) -> float | None:
     """Delete, create, write the status, tell. Every step can be repeated, so an error in one means: plan again."""
     for job in decided.delete:
         meta = job["metadata"]
@@ -67,9 +68,9 @@ async def _act(context: Context, raw: Object, decided: Plan) -> float | None:
             log.info("deleted Job %s", meta["name"])
     if decided.create is not None and not await _create(context, raw, decided.create):
         return NAME_TAKEN_SECONDS
-    status = to_json(decided.status)
-    if status != raw.get("status"):
-        await context.kube.replace_status(FINETUNES, raw, status)
+    if changed:
+        written = await context.kube.replace_status(FINETUNES, raw, to_json(decided.status))
+        context.written[key] = written["metadata"]["resourceVersion"]
     if decided.failure:
         metrics.attempts_failed.labels(decided.failure).inc()
     for event in decided.events:

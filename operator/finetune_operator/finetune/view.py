@@ -98,7 +98,7 @@ def _explain(attempt: Attempt, job: Object, explanations: Mapping[str, tuple[str
         reason, message = explanations[uid]
         attempt = replace(attempt, reason=reason, message=message)
     if attempt.reason == "ImagePullFailed" and (now - attempt.waits_since).total_seconds() > PULL_SECONDS:
-        return replace(attempt, state="Failed")
+        return replace(attempt, state="Failed", given_up=True)
     return attempt
 
 

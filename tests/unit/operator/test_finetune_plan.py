@@ -1,0 +1,589 @@
+"""Every decision about a FineTune, one sentence each."""
+
+from typing import Any
+
+import pytest
+from finetune_operator.api.finetune import FineTune
+from finetune_operator.api.finetunestatus import EstimateStatus, EvaluationStatus, GateStatus
+from finetune_operator.finetune.plan import Plan
+from finetune_operator.settings import Settings
+from wrappers import (
+    NOW,
+    SETTINGS,
+    Object,
+    adapter,
+    condition,
+    ended,
+    failed,
+    finetune,
+    later,
+    pod,
+    prepared,
+    reasons,
+    report,
+    reused,
+    run_spec,
+    running,
+    seen,
+    stored,
+    terminated,
+    trained,
+    waiting,
+    with_status,
+)
+
+
+def in_preparation(**spec: Any) -> tuple[FineTune, Object]:
+    """A FineTune whose prepare Job was created, and that Job."""
+    parent = finetune(**spec)
+    made = seen(parent)
+    return with_status(parent, made), stored(made.create)
+
+
+def in_training(**spec: Any) -> tuple[FineTune, Object, Object]:
+    """A FineTune whose first train Job was created, its prepare Job and its train Job."""
+    parent, prepare = in_preparation(**spec)
+    made = seen(parent, [prepare], [terminated(prepare, result=prepared(prepare))])
+    return with_status(parent, made), ended(prepare, "Complete"), stored(made.create)
+
+
+def succeeded(**spec: Any) -> tuple[FineTune, list[Object]]:
+    parent, prepare, train = in_training(**spec)
+    made = seen(parent, [prepare, train], [terminated(train, result=trained(train))])
+    return with_status(parent, made), [prepare, ended(train, "Complete")]
+
+
+def failed_run(reason: str = "InvalidDataset", **spec: Any) -> tuple[FineTune, Object, Plan]:
+    parent, prepare = in_preparation(**spec)
+    made = seen(parent, [ended(prepare)], [terminated(prepare, 1, failed(prepare, reason))])
+    return with_status(parent, made), ended(prepare), made
+
+
+# ---- the way of a run ------------------------------------------------------------------------------------------------
+
+
+def test_a_new_object_gets_its_prepare_job_at_first_sight() -> None:
+    made = seen(finetune())
+    assert made.create is not None
+    assert made.create["metadata"]["name"].startswith("bot-prepare-")
+    assert made.status.phase == "Preparing"
+    assert made.status.run is not None and made.status.run.attempt == 1
+    assert made.status.run.trainer_image == "registry.example/trainer:1"
+    assert reasons(made) == ["Preparing"]
+
+
+def test_planning_again_before_the_status_was_written_plans_the_same_job() -> None:
+    assert seen(finetune()).create == seen(finetune()).create
+
+
+def test_while_the_prepare_job_runs_nothing_is_created() -> None:
+    parent, job = in_preparation()
+    made = seen(parent, [job], [running(job)])
+    assert made.create is None and not made.delete
+    assert (made.status.phase, made.status.reason) == ("Preparing", "Preparing")
+
+
+def test_a_prepared_run_is_trained_with_what_prepare_found() -> None:
+    parent, prepare = in_preparation()
+    made = seen(parent, [prepare], [terminated(prepare, result=prepared(prepare))])
+    assert made.create is not None
+    assert made.create["metadata"]["name"] == "bot-train-01234567-1"
+    spec = run_spec(made.create)
+    assert spec["prepared"]["dataset"]["uri"] == "s3://finetune/datasets/ab"
+    assert spec["prepared"]["totalSteps"] == 40
+    assert made.status.phase == "Queued"
+    assert condition(made, "DatasetValid") == ("True", "Checked")
+    assert condition(made, "FitsGPU") == ("True", "Fits")
+    assert made.status.summary is not None and made.status.summary.progress == "0/40"
+
+
+def test_a_posted_result_counts_before_the_pod_has_ended() -> None:
+    parent, prepare = in_preparation()
+    result = prepared(prepare).model_dump(mode="json", by_alias=True)
+    made = seen(parent, [prepare], [running(prepare)], report(prepare, result=result))
+    assert made.create is not None and made.create["metadata"]["name"].startswith("bot-train-")
+
+
+def test_a_result_of_another_job_does_not_count() -> None:
+    parent, prepare = in_preparation()
+    foreign = prepared(prepare).model_copy(update={"job": "another"})
+    made = seen(parent, [prepare], [terminated(prepare, result=foreign)])
+    assert made.create is None
+
+
+def test_training_shows_step_loss_and_eta_from_the_reports() -> None:
+    parent, prepare, train = in_training()
+    progress = {"step": 12, "totalSteps": 40, "loss": 1.4118, "etaSeconds": 170, "reportedAt": "2026-11-22T12:00:00Z"}
+    made = seen(parent, [prepare, train], [running(train)], report(train, progress=progress))
+    assert made.status.phase == "Training"
+    summary = made.status.summary
+    assert summary is not None
+    assert (summary.progress, summary.loss, summary.eta) == ("12/40", "1.412", "3m")
+
+
+def test_all_steps_done_but_no_result_yet_means_that_it_evaluates() -> None:
+    parent, prepare, train = in_training()
+    made = seen(parent, [prepare, train], [running(train)], report(train, progress={"step": 40, "totalSteps": 40}))
+    assert made.status.phase == "Evaluating"
+
+
+def test_a_trained_run_succeeds_with_its_adapter() -> None:
+    parent, prepare, train = in_training()
+    made = seen(parent, [prepare, train], [terminated(train, result=trained(train))])
+    assert (made.status.phase, made.status.reason) == ("Succeeded", "Trained")
+    assert made.status.adapter == adapter()
+    assert condition(made, "Complete") == ("True", "Trained")
+    assert condition(made, "GatePassed")[0] == "True"
+    assert made.status.history[0].digest == adapter().digest
+    assert made.status.history[0].result == "Succeeded"
+    summary = made.status.summary
+    assert summary is not None
+    assert (summary.progress, summary.loss, summary.eval, summary.adapter) == (
+        "40/40",
+        "0.913",
+        "1.021",
+        "abababababab",
+    )
+    assert "Succeeded" in reasons(made)
+
+
+def test_an_adapter_that_is_in_the_bucket_already_is_reused_without_a_train_job() -> None:
+    parent, prepare = in_preparation()
+    made = seen(parent, [prepare], [terminated(prepare, result=prepared(prepare, reused=reused()))])
+    assert made.create is None
+    assert (made.status.phase, made.status.reason) == ("Succeeded", "ReusedExisting")
+    assert made.status.adapter == adapter()
+
+
+def test_a_run_that_cannot_fit_fails_before_a_gpu_is_asked_for() -> None:
+    parent, prepare = in_preparation()
+    verdict = EstimateStatus(verdict="DoesNotFit", message="needs 31Gi of 24Gi; training.maxLength 512 would fit")
+    made = seen(parent, [prepare], [terminated(prepare, result=prepared(prepare, estimate=verdict))])
+    assert made.create is None
+    assert (made.status.phase, made.status.reason) == ("Failed", "DoesNotFit")
+    assert "training.maxLength 512 would fit" in made.status.message
+    assert condition(made, "FitsGPU") == ("False", "DoesNotFit")
+
+
+def test_a_failed_gate_does_not_fail_the_run() -> None:
+    parent, prepare, train = in_training()
+    evaluation = EvaluationStatus(
+        adapter={"loss": 1.5}, gates=[GateStatus(metric="loss", passed=False, message="loss 1.5 > 1.2")], passed=False
+    )
+    result = trained(train, adapter=adapter(passed=False), evaluation=evaluation)
+    made = seen(parent, [prepare, train], [terminated(train, result=result)])
+    assert made.status.phase == "Succeeded"
+    assert condition(made, "Complete")[0] == "True"
+    assert condition(made, "GatePassed") == ("False", "GateNotPassed")
+    assert any("loss 1.5 > 1.2" in event.note for event in made.events)
+
+
+# ---- after the end ---------------------------------------------------------------------------------------------------
+
+
+def test_a_succeeded_run_is_never_run_again_when_its_jobs_and_pods_vanish() -> None:
+    parent, _ = succeeded()
+    made = seen(parent)
+    assert made.create is None
+    assert made.status == parent.status
+
+
+def test_a_newer_trainer_image_in_the_chart_trains_nothing_again() -> None:
+    parent, _ = succeeded()
+    newer = SETTINGS.model_copy(update={"images": SETTINGS.images.model_copy(update={"trainer": "trainer:2"})})
+    assert seen(parent, settings=newer).create is None
+
+
+def test_jobs_are_kept_for_their_logs_until_the_ttl_is_over() -> None:
+    parent, jobs = succeeded()
+    made = seen(parent, jobs, now=later(3599))
+    assert not made.delete
+    assert made.again == pytest.approx(1)
+    assert seen(parent, jobs, now=later(3601)).delete == tuple(jobs)
+
+
+def test_an_edit_of_what_is_not_trained_starts_nothing() -> None:
+    parent, jobs = succeeded()
+    edited = finetune(
+        parent.status.model_dump(by_alias=True), generation=2, ttlAfterFinished="2h", retry={"infrastructure": 1}
+    )
+    made = seen(edited, jobs)
+    assert made.create is None and not made.delete
+    assert made.status.observed_generation == 2
+
+
+def test_a_failed_run_stays_failed_when_its_job_vanishes() -> None:
+    parent, _, _ = failed_run()
+    assert seen(parent).create is None
+
+
+# ---- edits -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_of_what_is_trained_cancels_the_run_and_starts_the_next() -> None:
+    parent, prepare, train = in_training()
+    edited = with_status(parent, seen(parent, [prepare, train], [running(train)]), training={"maxSteps": 7})
+    made = seen(edited, [prepare, train], [running(train)])
+    assert {job["metadata"]["name"] for job in made.delete} == {prepare["metadata"]["name"], train["metadata"]["name"]}
+    assert made.create is not None
+    assert made.create["metadata"]["name"] != prepare["metadata"]["name"]
+    assert made.status.history[0].result == "Cancelled"
+    assert made.status.run is not None and made.status.run.id == ""
+    assert reasons(made) == ["Cancelled", "Preparing"]
+
+
+def test_an_edit_after_success_leaves_the_last_adapter_in_place() -> None:
+    parent, jobs = succeeded()
+    edited = finetune(parent.status.model_dump(by_alias=True), training={"maxSteps": 7})
+    made = seen(edited, jobs)
+    assert made.create is not None
+    assert made.status.adapter == adapter()
+    assert made.status.history[0].result == "Succeeded"
+    assert made.status.summary is not None and made.status.summary.adapter == "abababababab"
+
+
+def test_an_edit_back_is_a_new_run_of_the_first_inputs() -> None:
+    parent, _ = succeeded()
+    away = seen(finetune(parent.status.model_dump(by_alias=True), training={"maxSteps": 7}))
+    back = seen(with_status(parent, away))
+    assert back.create is not None and parent.status.run is not None
+    assert back.create["metadata"]["name"] == f"bot-prepare-{parent.status.run.inputs[:8]}"
+
+
+def test_training_of_the_new_run_waits_until_the_old_pod_has_let_go_of_its_gpu() -> None:
+    parent, prepare, train = in_training()
+    edited = with_status(parent, seen(parent, [prepare, train], [running(train)]), training={"maxSteps": 7})
+    made = seen(edited, [prepare, train], [running(train)])
+    again, second = with_status(edited, made), stored(made.create)
+    result = terminated(second, result=prepared(second, run_id="fedcba9876543210"))
+    held = seen(again, [second], [running(train), result])
+    assert held.create is None
+    assert (held.status.phase, held.status.reason) == ("Queued", "WaitingForPod")
+    freed = seen(with_status(again, held), [second], [result])
+    assert freed.create is not None and freed.create["metadata"]["name"] == "bot-train-fedcba98-1"
+
+
+# ---- suspension ------------------------------------------------------------------------------------------------------
+
+
+def test_suspend_deletes_the_job_and_counts_as_suspended_once_the_pod_is_gone() -> None:
+    parent, prepare, train = in_training(suspend=False)
+    asked = with_status(parent, seen(parent, [prepare, train], [running(train)]), suspend=True)
+    made = seen(asked, [prepare, train], [running(train)])
+    assert [job["metadata"]["name"] for job in made.delete] == [train["metadata"]["name"]]
+    assert made.status.phase == "Suspended"
+    assert condition(made, "Suspended")[0] == "False"
+    gone = seen(with_status(asked, made), [prepare])
+    assert condition(gone, "Suspended") == ("True", "Suspended")
+    assert gone.create is None
+
+
+def test_a_resumed_run_goes_on_with_its_next_attempt_at_no_cost_of_a_retry() -> None:
+    parent, prepare, train = in_training()
+    asked = with_status(parent, seen(parent, [prepare, train], [running(train)]), suspend=True)
+    stopped = with_status(asked, seen(asked, [prepare, train], [running(train)]))
+    idle = with_status(stopped, seen(stopped, [prepare]))
+    made = seen(idle.model_copy(update={"spec": parent.spec}), [prepare])
+    assert made.create is not None
+    assert made.create["metadata"]["name"] == "bot-train-01234567-2"
+    assert made.status.run is not None
+    assert (made.status.run.infrastructure_retries, made.status.run.disruptions) == (0, 1)
+
+
+def test_a_new_object_that_is_suspended_waits_without_a_job() -> None:
+    parent = finetune(suspend=True)
+    made = seen(parent)
+    assert made.create is None
+    assert made.status.phase == "Suspended"
+    resumed = seen(with_status(parent, made, suspend=False))
+    assert resumed.create is not None and resumed.create["metadata"]["name"].startswith("bot-prepare-")
+
+
+def test_suspending_a_succeeded_run_changes_nothing() -> None:
+    parent, jobs = succeeded()
+    suspended = finetune(parent.status.model_dump(by_alias=True), suspend=True)
+    assert seen(suspended, jobs).status.phase == "Succeeded"
+
+
+def test_suspending_and_resuming_a_failed_run_tries_it_again() -> None:
+    parent, job, _ = failed_run()
+    asked = finetune(parent.status.model_dump(by_alias=True), suspend=True)
+    stopped = seen(asked, [job])
+    made = seen(
+        with_status(asked, seen(with_status(asked, stopped), [job])).model_copy(update={"spec": parent.spec}), [job]
+    )
+    assert made.create is not None
+    assert made.create["metadata"]["name"].endswith("-2")
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_rows_fail_the_run_at_once_with_file_and_line() -> None:
+    parent, prepare = in_preparation()
+    result = failed(prepare, "InvalidDataset", "train.jsonl:3: 'messages' is not a list")
+    made = seen(parent, [ended(prepare)], [terminated(prepare, 1, result)])
+    assert made.create is None
+    assert (made.status.phase, made.status.reason) == ("Failed", "InvalidDataset")
+    assert "train.jsonl:3" in made.status.message and "onInvalidRow" in made.status.message
+    assert condition(made, "DatasetValid") == ("False", "InvalidDataset")
+    assert condition(made, "Failed") == ("True", "InvalidDataset")
+    assert made.failure == "InvalidDataset"
+
+
+def test_infrastructure_failures_are_tried_again_after_a_pause_that_doubles() -> None:
+    parent, prepare = in_preparation()
+    broken = [ended(prepare)], [terminated(prepare, 1, failed(prepare, "StorageUnavailable", "no answer from minio"))]
+    first = seen(parent, *broken, now=later(4))
+    assert first.create is None
+    assert first.again == pytest.approx(6)
+    assert first.status.reason == "StorageUnavailable" and first.status.phase == "Preparing"
+    made = seen(with_status(parent, first), *broken, now=later(10))
+    assert made.create is not None and made.create["metadata"]["name"].endswith("-2")
+    assert made.status.run is not None and made.status.run.infrastructure_retries == 1
+    second = ended(stored(made.create), at=later(20))
+    then = seen(
+        with_status(parent, made),
+        [second],
+        [terminated(second, 1, failed(second, "StorageUnavailable"))],
+        now=later(20),
+    )
+    assert then.again == pytest.approx(20)
+
+
+def test_infrastructure_failures_end_the_run_when_the_retries_are_used_up() -> None:
+    parent, _, made = failed_run("StorageUnavailable", retry={"infrastructure": 0})
+    assert made.status.phase == "Failed"
+    assert "retry.infrastructure" in made.status.message
+    raised = finetune(parent.status.model_dump(by_alias=True), retry={"infrastructure": 1})
+    assert seen(raised).create is not None
+
+
+@pytest.mark.parametrize("reason", ["OOMKilled", "CUDAOutOfMemory"])
+def test_out_of_memory_halves_the_micro_batch_and_says_so(reason: str) -> None:
+    parent, prepare, train = in_training()
+    dead = (
+        terminated(train, 137, reason="OOMKilled")
+        if reason == "OOMKilled"
+        else terminated(train, 1, failed(train, "CUDAOutOfMemory", "CUDA out of memory"))
+    )
+    made = seen(parent, [prepare, ended(train)], [dead])
+    assert run_spec(made.create)["microBatch"] == 4
+    run = made.status.run
+    assert run is not None and (run.out_of_memory_retries, run.micro_batch) == (1, 4)
+    assert "micro batch 8 -> 4" in run.changed[0] and "effective batch stays 16" in run.changed[0]
+    again = stored(made.create)
+    dead = terminated(again, 137, reason="OOMKilled")
+    assert run_spec(seen(with_status(parent, made), [prepare, ended(again)], [dead]).create)["microBatch"] == 2
+
+
+def test_out_of_memory_with_a_micro_batch_of_one_ends_the_run_and_does_not_loop() -> None:
+    parent, prepare, train = in_training(training={"microBatchSize": 1})
+    made = seen(parent, [prepare, ended(train)], [terminated(train, 137, reason="OOMKilled")])
+    assert made.status.phase == "Failed" and "raise resources.memory" in made.status.message
+    assert seen(with_status(parent, made), [prepare, ended(train)]).create is None
+
+
+def test_prepare_out_of_memory_names_the_chart_value() -> None:
+    parent, prepare = in_preparation()
+    made = seen(parent, [ended(prepare)], [terminated(prepare, 137, reason="OOMKilled")])
+    assert made.status.phase == "Failed" and "prepare.memory" in made.status.message
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        ({"reason": "Evicted", "message": "low on disk"}, "Evicted"),
+        (
+            {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]},
+            "Preempted",
+        ),
+        (
+            {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}]},
+            "NodeLost",
+        ),
+    ],
+)
+def test_disruptions_cost_no_retry(status: Object, reason: str) -> None:
+    parent, prepare, train = in_training()
+    made = seen(parent, [prepare, ended(train)], [pod(train, phase="Failed", **status)], now=later(5))
+    assert made.create is not None and made.create["metadata"]["name"].endswith("-2")
+    run = made.status.run
+    assert run is not None and (run.infrastructure_retries, run.disruptions) == (0, 1)
+    assert made.failure == reason
+
+
+def test_exit_143_without_a_disruption_costs_no_retry_either() -> None:
+    parent, prepare, train = in_training()
+    made = seen(parent, [prepare, ended(train)], [terminated(train, 143)], now=later(5))
+    assert made.create is not None and made.failure == "Interrupted"
+    assert made.status.run is not None and made.status.run.infrastructure_retries == 0
+
+
+def test_a_killed_process_is_tried_again_as_infrastructure() -> None:
+    parent, prepare, train = in_training()
+    made = seen(parent, [prepare, ended(train)], [terminated(train, 137)], now=later(11))
+    assert made.failure == "Killed"
+    assert made.status.run is not None and made.status.run.infrastructure_retries == 1
+
+
+def test_a_job_that_somebody_deleted_is_followed_by_the_next_attempt() -> None:
+    parent, prepare, train = in_training()
+    running_status = with_status(parent, seen(parent, [prepare, train], [running(train)]))
+    made = seen(running_status, [prepare])
+    assert made.create is not None and made.create["metadata"]["name"] == "bot-train-01234567-2"
+    assert reasons(made)[0] == "JobDeleted"
+
+
+def test_a_crash_without_a_result_shows_the_last_line_of_the_log() -> None:
+    parent, prepare, train = in_training()
+    crashed = terminated(train, 139, message="loading\nSegmentation fault")
+    made = seen(parent, [prepare, ended(train)], [crashed])
+    assert made.status.reason == "InternalError" and "Segmentation fault" in made.status.message
+
+
+def test_a_failure_is_not_counted_twice_while_the_next_attempt_waits_for_a_pod() -> None:
+    parent, prepare, train = in_training()
+    old = {**running(train, "old-pod")}
+    old["metadata"] = {**old["metadata"], "ownerReferences": []}
+    dead = terminated(train, 1, failed(train, "StorageUnavailable"))
+    made = seen(parent, [prepare, ended(train)], [dead, old], now=later(11))
+    assert made.create is None
+    assert made.status.run is not None and made.status.run.infrastructure_retries == 0
+    assert made.status.reason == "WaitingForPod"
+
+
+# ---- waiting ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("waiting_reason", "message", "reason"),
+    [
+        ("ImagePullBackOff", 'Back-off pulling image "registry.example/trainer:1"', "ImagePullFailed"),
+        ("CreateContainerConfigError", 'secret "finetune-storage" not found', "MissingReference"),
+    ],
+)
+def test_what_a_pod_waits_for_is_shown_with_the_object_it_names(waiting_reason: str, message: str, reason: str) -> None:
+    parent, prepare = in_preparation()
+    made = seen(parent, [prepare], [waiting(prepare, waiting_reason, message)])
+    assert (made.status.phase, made.status.reason) == ("Preparing", reason)
+    assert message in made.status.message
+    assert condition(made, "Complete") == ("False", reason)
+
+
+def test_a_pod_without_a_node_shows_what_the_scheduler_says() -> None:
+    parent, prepare, train = in_training()
+    text = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    unscheduled = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": text}]
+    made = seen(parent, [prepare, train], [pod(train, phase="Pending", conditions=unscheduled)])
+    assert (made.status.phase, made.status.reason) == ("Queued", "Unschedulable")
+    assert "Insufficient nvidia.com/gpu" in made.status.message
+
+
+def test_what_only_an_event_tells_is_shown_too() -> None:
+    parent, prepare = in_preparation()
+    stuck = waiting(prepare, "ContainerCreating")
+    told = {stuck["metadata"]["uid"]: ("MountFailed", 'configmap "data" not found')}
+    made = seen(parent, [prepare], [stuck], explanations=told)
+    assert made.status.reason == "MountFailed" and 'configmap "data" not found' in made.status.message
+
+
+def test_an_image_that_cannot_be_pulled_does_not_hold_a_gpu_for_ever() -> None:
+    parent, prepare, train = in_training()
+    stuck = waiting(train, "ImagePullBackOff", "not found")
+    made = seen(parent, [prepare, train], [stuck], now=later(901))
+    assert made.delete == (train,)
+    assert made.create is not None and made.failure == "ImagePullFailed"
+
+
+def test_a_job_that_kueue_holds_back_is_queued() -> None:
+    parent, prepare, train = in_training(queueName="gpus")
+    assert train["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    held = {**train, "spec": {**train["spec"], "suspend": True}}
+    made = seen(parent, [prepare, held])
+    assert (made.status.phase, made.status.reason) == ("Queued", "WaitingForQuota")
+
+
+# ---- limits and cost -------------------------------------------------------------------------------------------------
+
+
+def priced() -> Settings:
+    return SETTINGS.model_copy(update={"price_per_gpu_hour": 2.0})
+
+
+def test_gpu_time_is_added_up_over_attempts_and_priced() -> None:
+    parent, prepare, train = in_training()
+    killed = terminated(train, 137, started=NOW, finished=later(1800))
+    made = seen(parent, [prepare, ended(train, at=later(1800))], [killed], settings=priced(), now=later(1820))
+    assert made.status.run is not None and made.status.run.gpu_seconds == 1800
+    second = stored(made.create)
+    then = seen(
+        with_status(parent, made),
+        [prepare, second],
+        [running(second, since=later(1800))],
+        settings=priced(),
+        now=later(3600),
+    )
+    assert then.status.cost is not None
+    assert (then.status.cost.gpu_hours, then.status.cost.amount) == (1.0, 2.0)
+
+
+def test_a_run_on_the_cpu_costs_no_gpu_time() -> None:
+    parent, prepare, train = in_training(resources={"gpus": 0})
+    made = seen(parent, [prepare, train], [running(train)], now=later(7200))
+    assert made.status.cost is not None and made.status.cost.gpu_hours == 0
+
+
+def test_a_budget_that_is_used_up_stops_the_run_and_a_raised_one_goes_on() -> None:
+    parent, prepare, train = in_training(budget={"maxGpuHours": 1})
+    early = seen(parent, [prepare, train], [running(train)], now=later(1800))
+    assert early.again == pytest.approx(1800)
+    made = seen(parent, [prepare, train], [running(train)], now=later(3600))
+    assert made.delete == (train,)
+    assert (made.status.phase, made.status.reason) == ("Failed", "BudgetExceeded")
+    stopped = with_status(parent, made, budget={"maxGpuHours": 1})
+    assert seen(stopped, [prepare], now=later(3700)).create is None
+    raised = finetune(stopped.status.model_dump(by_alias=True), budget={"maxGpuHours": 2})
+    going = seen(raised, [prepare], now=later(3700))
+    assert going.create is not None and going.create["metadata"]["name"] == "bot-train-01234567-2"
+
+
+def test_the_active_deadline_stops_the_run() -> None:
+    parent, prepare, train = in_training(activeDeadline="1h")
+    made = seen(parent, [prepare, train], [running(train)], now=later(3601))
+    assert made.status.reason == "DeadlineExceeded" and made.delete == (train,)
+
+
+def test_a_result_that_arrived_counts_even_if_the_deadline_is_over() -> None:
+    parent, prepare, train = in_training(activeDeadline="1h")
+    made = seen(parent, [prepare, train], [terminated(train, result=trained(train))], now=later(3700))
+    assert made.status.phase == "Succeeded"
+
+
+# ---- the status itself -----------------------------------------------------------------------------------------------
+
+
+def test_looking_twice_at_the_same_changes_nothing() -> None:
+    parent, prepare, train = in_training()
+    once = with_status(parent, seen(parent, [prepare, train], [running(train)]))
+    assert seen(once, [prepare, train], [running(train)], now=later(20)).status == once.status
+
+
+def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
+    parent, prepare = in_preparation()
+    made = seen(parent, [prepare], [terminated(prepare, result=prepared(prepare))], now=later(60))
+    times = {c.type: c.last_transition_time for c in made.status.conditions}
+    assert times["DatasetValid"] == "2026-11-22T12:01:00Z"
+    assert times["Complete"] == "2026-11-22T12:00:00Z"
+
+
+def test_the_history_keeps_the_newest_adapter_that_may_be_served() -> None:
+    parent, _ = succeeded()
+    for number in range(12):
+        made = seen(finetune(parent.status.model_dump(by_alias=True), training={"maxSteps": number + 1}))
+        job = stored(made.create)
+        bad = failed(job, "InvalidDataset")
+        parent = with_status(parent, made, training={"maxSteps": number + 1})
+        parent = with_status(parent, seen(parent, [ended(job)], [terminated(job, 1, bad)]))
+    assert len(parent.status.history) == 10
+    assert parent.status.history[-1].digest == adapter().digest
