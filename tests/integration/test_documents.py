@@ -60,7 +60,16 @@ def test_the_charts_objects_are_accepted(cluster: Client, values: dict[str, Any]
     assert helm, f"no Helm: neither {BINARIES / 'helm'} nor one on PATH"
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values | {"crds": {"enabled": False}}))
     chart = str(ROOT / "charts" / "finetune-operator")
-    command = [helm, "template", "finetune-operator", chart, "-n", "finetune-system", "-f", str(tmp_path / "values.yaml")]
+    command = [
+        helm,
+        "template",
+        "finetune-operator",
+        chart,
+        "-n",
+        "finetune-system",
+        "-f",
+        str(tmp_path / "values.yaml"),
+    ]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     documents = [document for document in yaml.safe_load_all(text) if document]
     assert len(documents) > 10

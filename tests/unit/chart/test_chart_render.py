@@ -14,7 +14,8 @@ from finetune_operator.settings import Settings, load
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "the defaults": {},
     "trying it out": {
-        "images": {"registry": "127.0.0.1:5000", "engine": {"repository": "127.0.0.1:5000/finetune-operator/engine"}},
+        "images": {"registry": "127.0.0.1:5000/ml", "engine": {"repository": "127.0.0.1:5000/ml/engine"}},
+        "engine": {"extraArgs": ["--enforce-eager"], "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}},
         "minio": {"enabled": True, "persistence": {"enabled": False}, "buckets": ["finetune", "models", "datasets"]},
         "pretendGPUs": True,
     },
@@ -125,8 +126,8 @@ def test_images_get_registry_tag_and_digest(render: Callable[..., list[dict[str,
         }
     }
     images = yaml.safe_load(settings_of(render(values)))["images"]
-    assert images["agent"] == "registry.example.com/ml/finetune-operator/agent:v2"
-    assert images["trainer"] == f"registry.example.com/ml/finetune-operator/trainer@{digest}"
+    assert images["agent"] == "registry.example.com/ml/agent:v2"
+    assert images["trainer"] == f"registry.example.com/ml/trainer@{digest}"
     assert images["engine"].startswith("vllm/vllm-openai:")
 
 

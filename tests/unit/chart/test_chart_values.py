@@ -62,6 +62,7 @@ def test_every_value_is_described_in_the_readme() -> None:
         ({"pretendGPUs": "yes"}, "pretendGPUs"),
         ({"pricePerGpuHour": -1}, "pricePerGpuHour"),
         ({"logLevel": "loud"}, "logLevel"),
+        ({"engine": {"env": {"VLLM_CPU_KVCACHE_SPACE": 1}}}, "VLLM_CPU_KVCACHE_SPACE"),
         ({"watchNamespaces": "team-a"}, "watchNamespaces"),
         ({"prepare": {"memory": "lots"}}, "memory"),
     ],
