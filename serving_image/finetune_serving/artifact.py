@@ -13,7 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from finetune_trainer.digest import hex_of, manifest_of
-from finetune_trainer.store import PARALLEL, Store
+from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, RunFailure
+from finetune_trainer.modelfiles import model_files
+from finetune_trainer.store import PARALLEL, ObjectNotFound, Store
 
 from finetune_serving.desired import DesiredAdapter, DesiredBase
 
@@ -52,22 +54,27 @@ def fetch_base(store: Store, base: DesiredBase, models: Path) -> Path:
     parts = urlsplit(base.uri)
     if parts.scheme == "file":
         return Path(parts.path)
-    target = models / "base"
-    source = store.at(base.uri)
-    manifest = source.manifest("")
-    if manifest is None:  # a folder of the user's own: its identity is the hash of what it holds
-        manifest = folder_manifest(source)
+    target, source = models / "base", store.at(base.uri)
+    manifest = base_manifest(store, source, base.digest)
     log.info("base model: downloading %s (%s)", base.uri, size_of(manifest))
     source.download_tree("", target, base.digest or None, manifest)
-    log.info("base model: verified, %s", base.digest or manifest["digest"])
+    log.info("base model: verified, %s", manifest["digest"])
     return target
 
 
-def folder_manifest(store: Store) -> dict[str, Any]:
-    """A manifest of a folder that has none, from its objects' content."""
+def base_manifest(store: Store, source: Store, digest: str) -> dict[str, Any]:
+    """The list of the model's files: recorded by a prepare Job or beside the model, else made from what is there."""
+    recorded = store.manifest(f"models/{hex_of(digest)}") if digest else None
+    if manifest := recorded or source.manifest(""):
+        return manifest
+    try:
+        names = model_files(entry.key for entry in source.list())
+    except ObjectNotFound:
+        names = []
+    if not names:
+        raise RunFailure(BASE_MODEL_NOT_FOUND, f"{source.uri()} holds no model: spec.baseModel must name its folder")
     with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-        files = list(pool.map(lambda entry: store.hash_object(entry.key, entry.key), store.list()))
-    return manifest_of(files)
+        return manifest_of(pool.map(lambda name: source.hash_object(name, name), names))
 
 
 def fetch_adapter(store: Store, adapter: DesiredAdapter, base_digest: str, adapters: Path) -> Fetched:

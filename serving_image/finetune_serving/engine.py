@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ import aiohttp
 LOAD_SECONDS = 600
 PROBE_SECONDS = 120
 STATE_SECONDS = 5
+#: Tokens compared per position; engines may be started with a small --max-logprobs.
+LOGPROBS = 5
 
 
 class EngineAway(Exception):
@@ -40,7 +43,7 @@ class Engine(Protocol):
     async def adapters(self) -> set[str]: ...
     async def load(self, model: str, path: str) -> None: ...
     async def unload(self, model: str) -> None: ...
-    async def prompt_logprobs(self, model: str, prompt: str) -> list[float]: ...
+    async def next_logprobs(self, model: str, prompts: Sequence[str]) -> list[dict[str, float]]: ...
 
 
 class VllmEngine:
@@ -70,12 +73,23 @@ class VllmEngine:
             if refused.status != 404:
                 raise
 
-    async def prompt_logprobs(self, model: str, prompt: str) -> list[float]:
-        """Log probability of each prompt token after the first, as `model` (engine name or base) sees it."""
-        request = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    async def next_logprobs(self, model: str, prompts: Sequence[str]) -> list[dict[str, float]]:
+        """Per prompt, the log probabilities of the likeliest next tokens as `model` (engine name or base) sees them.
+
+        Not `prompt_logprobs`, which would give more positions per request: with LoRA, vLLM 0.32 applies another
+        request's adapter to them, and on a CPU it crashes as soon as a second request is in the batch.
+        """
+        request = {
+            "model": model,
+            "prompt": list(prompts),
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": LOGPROBS,
+            "return_tokens_as_token_ids": True,  # two tokens can have the same text
+        }
         answer = await self._call("POST", "/v1/completions", PROBE_SECONDS, request)
-        tokens = answer["choices"][0].get("prompt_logprobs") or []
-        return [float(choice["logprob"]) for token in tokens if token for choice in token.values()]
+        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        return [{str(t): float(p) for t, p in choice["logprobs"]["top_logprobs"][0].items()} for choice in choices]
 
     async def _call(self, method: str, path: str, seconds: float, body: dict[str, Any] | None = None) -> Any:
         timeout = aiohttp.ClientTimeout(total=seconds)

@@ -42,6 +42,13 @@ PUBLIC_PATHS = frozenset(
 CLOSED_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 RETRY_AFTER_SECONDS = 5
 
+# vLLM 0.32 on a CPU: with LoRA, one such request beside any other ends the engine for everybody ("einsum(): subscript
+# b has size ..." in punica_cpu.add_lora_logits). The operator sets the variable for pods without a GPU.
+NO_PROMPT_LOGPROBS = (
+    "prompt_logprobs (and echo with logprobs) are refused: vLLM on a CPU crashes on them while adapters are mounted. "
+    "Serve with a GPU or with mode: Merge."
+)
+
 
 class AdapterMiddleware:
     """One instance per API server process; its boot id tells the agent that the engine was restarted."""
@@ -53,6 +60,7 @@ class AdapterMiddleware:
         self._aliases = AliasFile(state_dir / "aliases.json")
         self._token_file = state_dir / "token"
         self._in_flight: Counter[str] = Counter()
+        self._refuses_prompt_logprobs = os.environ.get("FINETUNE_REFUSE_PROMPT_LOGPROBS") == "true"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket" and not is_public(route_path(scope)):
@@ -128,6 +136,9 @@ class AdapterMiddleware:
         except ClientGone:
             return
         request = parse(body)
+        if request is not None and self._refuses_prompt_logprobs and asks_for_prompt_logprobs(request):
+            await refuse(send, 400, "BadRequestError", NO_PROMPT_LOGPROBS)
+            return
         model = request.get("model") if request is not None else None
         if request is not None and isinstance(model, str) and model in self._aliases.read().names:
             chosen = self._current().choose(model, random.random())
@@ -230,6 +241,10 @@ def parse(body: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def asks_for_prompt_logprobs(request: dict[str, Any]) -> bool:
+    return request.get("prompt_logprobs") is not None or bool(request.get("echo") and request.get("logprobs"))
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -1,12 +1,12 @@
 """Proof that a loaded adapter changes what the engine answers.
 
 vLLM can load an adapter with "200 OK" and go on serving the base model (vllm#34186, #34591, #48019: target modules
-that it does not know are skipped). So base and adapter score the same prompts, and the log probabilities must differ.
+that it does not know are skipped). So base and adapter continue the same texts, and what they expect must differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_serving.engine import Engine
@@ -19,27 +19,23 @@ DEFAULT_PROMPTS = (
     "def add(a, b):\n    return a + b\n",
 )
 MAX_PROMPTS = 8
+#: Places in each prompt at which the next token is compared.
+PLACES = 6
 #: The effect must stand out of what the base model differs from itself by, asked twice on a busy GPU.
 NOISE_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
 class Effect:
-    """`delta`: the largest mean difference of a prompt; `noise`: the same between two answers of the base model."""
+    """`delta`: mean difference of log probabilities, on the prompt where it is largest; `noise`: of base and base."""
 
     delta: float
     noise: float
-    tokens: int
 
     def refusal(self, min_delta: float) -> tuple[str, str] | None:
         """(reason, message) when the adapter does not prove itself; a `min_delta` of 0 asks for no proof."""
         if min_delta == 0:
             return None
-        if self.tokens == 0:
-            return (
-                "ProbeImpossible",
-                "no probe prompt has two tokens or more: set spec.probe.prompts to whole sentences",
-            )
         if self.delta == 0:
             return "NoEffect", (
                 "the engine answers exactly like the base model with this adapter: it was loaded but is not applied "
@@ -60,25 +56,36 @@ class Effect:
 
 
 async def measure(engine: Engine, model: str, prompts: Sequence[str]) -> Effect:
-    """Scores every prompt with the base model, the adapter and the base model again."""
-    delta, noise, tokens = 0.0, 0.0, 0
+    """Has every prompt continued by the base model, by the adapter and by the base model again."""
+    delta, noise = 0.0, 0.0
     for prompt in prompts:
-        base = await engine.prompt_logprobs(BASE, prompt)
-        tuned = await engine.prompt_logprobs(model, prompt)
-        again = await engine.prompt_logprobs(BASE, prompt)
-        tokens += len(tuned)
+        texts = beginnings(prompt)
+        base = await engine.next_logprobs(BASE, texts)
+        tuned = await engine.next_logprobs(model, texts)
+        again = await engine.next_logprobs(BASE, texts)
         delta = max(delta, mean_difference(base, tuned))
         noise = max(noise, mean_difference(base, again))
-    return Effect(delta, noise, tokens)
+    return Effect(delta, noise)
 
 
-def mean_difference(left: Sequence[float], right: Sequence[float]) -> float:
-    """Mean absolute difference per token; 0 when there is nothing to compare."""
-    if len(left) != len(right):
-        raise ValueError(f"the same prompt has {len(left)} and {len(right)} tokens")
-    return sum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left) if left else 0.0
+def beginnings(prompt: str) -> list[str]:
+    """The prompt, and it cut after some of its words: several places to compare at in one request."""
+    words = prompt.split(" ")
+    counts = {max(1, round(len(words) * place / PLACES)) for place in range(1, PLACES + 1)}
+    return [" ".join(words[:count]) for count in sorted(counts)]
+
+
+def mean_difference(left: Sequence[Mapping[str, float]], right: Sequence[Mapping[str, float]]) -> float:
+    """Mean over all places and over the left's likeliest tokens of the absolute difference in log probability."""
+    differences = [
+        # A token that is not among the right's likeliest is at most as likely as the last of those.
+        abs(logprob - there.get(token, min(there.values())))
+        for here, there in zip(left, right, strict=True)
+        for token, logprob in here.items()
+    ]
+    return sum(differences) / len(differences) if differences else 0.0
 
 
 def prompts_for(asked: Sequence[str], recorded: Sequence[str]) -> tuple[str, ...]:
-    """The spec's prompts; else the fixed ones and those that training recorded in the adapter's manifest."""
-    return tuple(asked)[:MAX_PROMPTS] if asked else (*recorded, *DEFAULT_PROMPTS)[:MAX_PROMPTS]
+    """The spec's prompts; else those that training recorded in the adapter's manifest, and the fixed ones."""
+    return tuple(asked) if asked else (*recorded, *DEFAULT_PROMPTS)[:MAX_PROMPTS]

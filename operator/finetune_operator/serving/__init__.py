@@ -1,0 +1,1 @@
+"""AdapterDeployment: which adapters are to be served, the Deployment that serves them, and what is true of it."""
