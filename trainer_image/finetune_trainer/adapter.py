@@ -1,0 +1,186 @@
+"""The artifact of a run: adapter weights, a configuration that says the same on every machine, tokenizer, model card, lineage."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from finetune_operator.api.finetune import FineTuneSpec
+from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus
+from finetune_trainer.digest import hash_tree, hex_of, short, tree_digest
+from finetune_trainer.failures import INTERNAL_ERROR, NON_FINITE_LOSS, UPLOAD_FAILED, RunFailure
+from finetune_trainer.initialization import Tensors
+from finetune_trainer.modelcard import model_card
+from finetune_trainer.runspec import RunSpec
+from finetune_trainer.store import Store
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+CARD = "README.md"
+
+
+def write_adapter(model: "PeftModel", run: RunSpec, folder: Path, initial: Tensors) -> dict[str, Any]:
+    """Weights and configuration of what was trained; returns the configuration.
+
+    Raises: RunFailure when the adapter changes nothing or is not finite: it would be served as if it had learned something.
+    """
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    config = portable_config(model.peft_config["default"].to_dict(), base_name(run.spec), run)
+    if initial:
+        weights, config = as_plain_lora(weights, initial, config)
+    refuse_broken(weights, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes 0600, which another user's pod cannot read
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return config
+
+
+def base_name(spec: FineTuneSpec) -> str:
+    """The base model's name that means the same everywhere: hub repository, s3:// address, or claim and path."""
+    source = spec.base_model
+    if source.hugging_face:
+        return source.hugging_face.repo
+    if source.s3:
+        return source.s3.uri
+    assert source.persistent_volume_claim
+    return f"pvc://{source.persistent_volume_claim.claim_name}/{source.persistent_volume_claim.path}"
+
+
+def portable_config(config: dict[str, Any], base: str, run: RunSpec) -> dict[str, Any]:
+    """PEFT's configuration without what differs from run to run: paths, the order of sets, the way it was initialised."""
+    config = {key: _plain(value) for key, value in config.items()}
+    config["base_model_name_or_path"] = base
+    config["revision"] = run.prepared.base_model.revision if run.spec.base_model.hugging_face and run.prepared else None
+    config["inference_mode"] = True
+    if "init_lora_weights" in config:
+        config["init_lora_weights"] = True  # otherwise loading would take the start out of the base weights again
+        config["eva_config"] = None
+    return config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return getattr(value, "value", value)  # enumerations
+
+
+def as_plain_lora(weights: Tensors, initial: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    """PiSSA and OLoRA trained B A on W - B0 A0; on W itself that is [B, -B0] [A; A0], a LoRA of twice the rank."""
+    plain: Tensors = {}
+    for name, tensor in weights.items():
+        start = initial.get(name.replace(".weight", ".default.weight"))
+        if start is None:
+            plain[name] = tensor
+        elif "lora_A" in name:
+            plain[name] = torch.cat([tensor, start.cpu()]).contiguous()
+        else:
+            plain[name] = torch.cat([tensor, -start.cpu()], dim=1).contiguous()
+    # alpha / r and alpha / sqrt(r) must stay what they were
+    factor = 2**0.5 if config["use_rslora"] else 2
+    return plain, {**config, "r": 2 * config["r"], "lora_alpha": config["lora_alpha"] * factor}
+
+
+def refuse_broken(weights: Tensors, config: dict[str, Any]) -> None:
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise RunFailure(
+                NON_FINITE_LOSS, f"{name} of the trained adapter is not finite; lower training.learningRate"
+            )
+    starts_at_zero = [tensor for name, tensor in weights.items() if "lora_B" in name or "lora_E" in name]
+    if starts_at_zero and not any(bool(tensor.any()) for tensor in starts_at_zero):
+        raise RunFailure(
+            INTERNAL_ERROR,
+            "the trained adapter is still zero and would change nothing; check that training.learningRate is not too small "
+            "and that the rows have tokens to be learned",
+        )
+
+
+def ranks(config: dict[str, Any]) -> int:
+    """The largest LoRA rank, 0 for methods that have none."""
+    rank = config.get("r") or 0
+    pattern = config.get("rank_pattern") or {}
+    numbers = [sum(kept) if isinstance(kept, list) else int(kept) for kept in pattern.values()]
+    return (
+        max([int(config.get("init_r") or rank), *numbers])
+        if config.get("peft_type") != "ADALORA"
+        else max([0, *numbers])
+    )
+
+
+def publish(
+    run: RunSpec,
+    store: Store,
+    folder: Path,
+    config: dict[str, Any],
+    trained_parameters: int,
+    evaluation: EvaluationStatus,
+    prompts: list[str],
+) -> AdapterStatus:
+    """Model card beside the adapter, everything to `adapters/<digest>/`, manifest last; returns what status.adapter shows."""
+    assert run.prepared
+    (folder / CARD).write_text(model_card(run, config, trained_parameters, evaluation))
+    files = hash_tree(folder)
+    digest = tree_digest(files)
+    prefix = f"adapters/{hex_of(digest)}"
+    status = AdapterStatus(
+        uri=store.uri(prefix),
+        digest=digest,
+        size_bytes=sum(file.size for file in files),
+        rank=ranks(config),
+        trainable_parameters=trained_parameters,
+        gate_passed=evaluation.passed,
+        base_model_uri=run.prepared.base_model.uri,
+        base_model_digest=run.prepared.base_model.digest,
+        run_id=run.prepared.run_id,
+    )
+    uploaded = store.upload_tree(folder, prefix, lineage(run, config, evaluation, prompts), files)
+    if uploaded != digest:
+        raise RunFailure(UPLOAD_FAILED, f"{store.uri(prefix)} reads back as {uploaded}, not {digest}; run again")
+    log.info("adapter: %s, %.1f MB, %s", short(digest), status.size_bytes / 1e6, status.uri)
+    return status
+
+
+def lineage(run: RunSpec, config: dict[str, Any], evaluation: EvaluationStatus, prompts: list[str]) -> dict[str, Any]:
+    """What the manifest says beside the files: from what the adapter was made, and how good it is."""
+    import peft
+    import transformers
+
+    assert run.prepared
+    model, dataset = run.prepared.base_model, run.prepared.dataset
+    return {
+        "kind": "Adapter",
+        "runId": run.prepared.run_id,
+        "baseModel": {
+            "name": base_name(run.spec),
+            "revision": model.revision,
+            "digest": model.digest,
+            "uri": model.uri,
+        },
+        "dataset": {"digest": dataset.digest, "format": dataset.format, "samples": dataset.samples},
+        "method": run.spec.method.type,
+        "quantization": run.spec.method.quantization.type,
+        "objective": run.spec.objective.type,
+        "rank": ranks(config),
+        "targetModules": config.get("target_modules"),
+        "evaluation": evaluation.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "gatePassed": evaluation.passed,
+        "prompts": prompts,
+        "trainerImage": run.trainer_image,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
+    }

@@ -1,0 +1,90 @@
+"""Which options of `method`, `objective` and `training` cannot be trained together, and why: a table of rules without torch.
+
+prepare refuses with it before a GPU is asked for. Each rule is something that PEFT or bitsandbytes cannot do, or does wrong.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from finetune_operator.api.finetune import FineTuneSpec
+
+LORA_METHODS = frozenset({"LoRA", "QLoRA"})
+VIRTUAL_TOKEN_METHODS = frozenset({"PrefixTuning", "PromptTuning", "PTuning"})
+
+
+class Rule(NamedTuple):
+    """Holds when `applies` is true of a spec; then the spec is refused with `message`."""
+
+    applies: Callable[[FineTuneSpec], bool]
+    message: str
+
+
+def quantization_type(spec: FineTuneSpec) -> str:
+    """NF4, FP4, INT8 or None (the word): what the base weights are held in."""
+    return spec.method.quantization.type
+
+
+def virtual_tokens(spec: FineTuneSpec) -> bool:
+    """Whether the method learns tokens that stand before each sample, rather than changing layers."""
+    return spec.method.type in VIRTUAL_TOKEN_METHODS
+
+
+def _initialization(spec: FineTuneSpec) -> str:
+    return spec.method.lora.initialization if spec.method.type in LORA_METHODS else "Default"
+
+
+def _quantized(spec: FineTuneSpec) -> bool:
+    return quantization_type(spec) != "None"
+
+
+def _lora_option(name: str) -> Callable[[FineTuneSpec], bool]:
+    return lambda spec: bool(spec.method.type in LORA_METHODS and getattr(spec.method.lora, name))
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        lambda s: s.method.type == "QLoRA" and quantization_type(s) not in ("NF4", "FP4"),
+        "method.quantization.type: QLoRA means a 4-bit base; use NF4 or FP4, or method.type LoRA",
+    ),
+    Rule(
+        lambda s: _initialization(s) in ("PiSSA", "OLoRA") and _quantized(s),
+        "method.lora.initialization: PiSSA and OLoRA change the base weights and cannot change quantized ones; "
+        "use method.type LoRA without quantization, or initialization LoftQ",
+    ),
+    Rule(
+        lambda s: _initialization(s) == "LoftQ" and quantization_type(s) not in ("NF4", "FP4"),
+        "method.lora.initialization: LoftQ makes up for 4-bit quantization; use it with QLoRA, or initialization Default",
+    ),
+    Rule(
+        lambda s: _initialization(s) in ("PiSSA", "OLoRA", "LoftQ") and _lora_option("use_dora")(s),
+        "method.lora.useDora: DoRA needs an adapter that starts at zero; use initialization Default, Gaussian or EVA",
+    ),
+    Rule(
+        lambda s: (
+            _initialization(s) in ("PiSSA", "OLoRA") and bool(s.method.lora.rank_pattern or s.method.lora.alpha_pattern)
+        ),
+        "method.lora.rankPattern, alphaPattern: not with initialization PiSSA or OLoRA, whose adapter is saved at twice its rank",
+    ),
+    Rule(
+        lambda s: (
+            s.method.type in LORA_METHODS
+            and s.method.lora.bias != "None"
+            and any(gate.better_than_base for gate in s.evaluation.gates)
+        ),
+        "method.lora.bias: a trained bias stays in the base model when the adapter is switched off, so betterThanBase would "
+        "compare with a changed base; use bias None, or a gate with max or min",
+    ),
+    Rule(
+        lambda s: virtual_tokens(s) and s.objective.type not in ("SFT",),
+        "objective.type: virtual tokens are trained with SFT only; use LoRA or QLoRA for this objective",
+    ),
+    Rule(
+        lambda s: s.method.type == "AdaLoRA" and s.objective.type == "Reward",
+        "method.type: AdaLoRA is not trained with objective Reward; use LoRA",
+    ),
+)
+
+
+def refusals(spec: FineTuneSpec) -> Iterator[str]:
+    """The message of every rule that a spec breaks; none: it can be trained."""
+    return (rule.message for rule in RULES if rule.applies(spec))

@@ -1,0 +1,123 @@
+"""Base model against adapter: loss, perplexity and token accuracy on held-out rows, and answers to sample prompts."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune_operator.api.evaluation import Gate
+from finetune_operator.api.finetune import FineTuneSpec
+from finetune_operator.api.finetunestatus import EvaluationStatus
+from finetune_trainer import attention
+from finetune_trainer.data import Rows
+from finetune_trainer.distributed import World, summed
+from finetune_trainer.gates import judge
+from finetune_trainer.initialization import Tensors, as_base
+from finetune_trainer.inputs import CHAT_TEMPLATE
+from finetune_trainer.objectives import Objective
+from finetune_trainer.schedule import micro_batches, rows_of_rank
+from finetune_trainer.store import Store
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+ANSWER_TOKENS = 128
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, objective: Objective, rows: Rows, micro_batch: int, world: World, device: torch.device
+) -> dict[str, float]:
+    """The objective's metrics over all rows: token-weighted for SFT, so that the packing of rows does not matter."""
+    was_training = model.training
+    model.eval()
+    sums = dict.fromkeys(("weight", "loss", *objective.counts), 0.0)
+    for chunk in micro_batches(rows_of_rank(list(range(len(rows))), world.rank, world.size), micro_batch):
+        if not chunk:
+            continue
+        measured = objective.measure(model, [rows[index] for index in chunk], device)
+        for name, value in measured.items():
+            sums[name] += value
+    model.train(was_training)
+    sums = dict(zip(sums, summed(world, *sums.values(), device=device), strict=True))
+    weight = sums.pop("weight")
+    if not weight:
+        return {}
+    metrics = {name: value / weight for name, value in sums.items()}
+    if "token_accuracy" in metrics:
+        metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
+    return {name: round(value, 6) for name, value in metrics.items()}
+
+
+def compare(
+    model: "PeftModel",
+    initial: Tensors,
+    measure: Callable[[], dict[str, float]],
+    gates: list[Gate],
+) -> EvaluationStatus:
+    """Base and adapter on the same rows, and the gates' verdict; without held-out rows `measure` gives nothing."""
+    adapter = measure()
+    with as_base(model, initial):
+        base = measure() if adapter else {}
+    for metric, value in adapter.items():
+        log.info("evaluation: %s %.4f, base model %.4f", metric, value, base[metric])
+    return judge(gates, base, adapter)
+
+
+def write_answers(
+    store: Store, key: str, model: "PeftModel", initial: Tensors, spec: FineTuneSpec, folder: Path, dataset: Path
+) -> None:
+    """Greedy answers of base and adapter to `evaluation.samples`, as JSON in the bucket."""
+    prompts = spec.evaluation.samples
+    if not prompts:
+        return
+    tokenizer = load_tokenizer(folder, dataset, spec.base_model.trust_remote_code)
+    network = model.get_base_model()
+    training_attention = network.config._attn_implementation
+    if training_attention == attention.NAME:
+        network.set_attn_implementation("sdpa")  # generation attends to a cache, not to packed samples
+    try:
+        tuned = [answer(model, tokenizer, prompt) for prompt in prompts]
+        with as_base(model, initial):
+            plain = [answer(model, tokenizer, prompt) for prompt in prompts]
+    finally:
+        network.set_attn_implementation(training_attention)
+    told = [{"prompt": p, "base": b, "adapter": a} for p, b, a in zip(prompts, plain, tuned, strict=True)]
+    store.put_json(key, told)
+
+
+@torch.no_grad()
+def answer(model: Any, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> str:
+    """One greedy answer; the prompt is rendered by the chat template where there is one."""
+    model.eval()
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    given = torch.tensor([ids], device=model.device)
+    made = model.generate(
+        input_ids=given,
+        attention_mask=torch.ones_like(given),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(made[0, given.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def load_tokenizer(folder: Path, dataset: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+    """The base model's tokenizer, with prepare's chat template where the model has none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+    template = dataset / CHAT_TEMPLATE
+    if not tokenizer.chat_template and template.exists():
+        tokenizer.chat_template = template.read_text()
+    return tokenizer

@@ -1,0 +1,185 @@
+"""How an adapter starts where PEFT alone does not do it right: from the base weights, the data, the quantization, a text."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune_operator.api.finetune import FineTuneSpec
+from finetune_trainer.attention import packed
+from finetune_trainer.checkpoint import Snapshot
+from finetune_trainer.combinations import LORA_METHODS
+from finetune_trainer.data import IGNORE, Batch
+from finetune_trainer.methods import REBASED, keep_trainables_exact, peft_config, trainable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+Tensors = dict[str, torch.Tensor]
+EVA_TOKENS = 65536  # enough for its components to settle; the whole dataset takes many times longer
+
+
+def is_rebased(spec: FineTuneSpec) -> bool:
+    """Whether the adapter's start was taken out of the base weights (PiSSA, OLoRA)."""
+    return spec.method.type in LORA_METHODS and spec.method.lora.initialization in REBASED
+
+
+def initialize(
+    model: "PreTrainedModel",
+    spec: FineTuneSpec,
+    steps: int,
+    folder: Path,
+    batches: Iterator[Batch],
+    snapshot: Snapshot | None,
+) -> tuple["PeftModel", Tensors]:
+    """The base model wrapped with a fresh adapter, and the adapter's start where the base depends on it (else nothing).
+
+    A run that goes on from a snapshot takes that start from it, and skips what would be overwritten.
+    """
+    from peft import get_peft_model
+
+    torch.manual_seed(spec.training.seed)  # the same start in every process and attempt
+    config = peft_config(spec, steps)
+    rebased, start = (
+        is_rebased(spec),
+        spec.method.lora.initialization if spec.method.type in LORA_METHODS else "Default",
+    )
+    if snapshot and (rebased or start == "EVA"):
+        config.init_lora_weights = True
+    wrapped = get_peft_model(model, config)
+    keep_trainables_exact(wrapped)
+    if snapshot:
+        initial = snapshot.tensors.get("initial", {})
+        take_out_of_base(wrapped, initial)
+        return wrapped, initial
+    if start == "LoftQ":
+        start_from_quantization_error(wrapped, folder)
+    elif start == "EVA":
+        start_from_data(wrapped, batches)
+    elif spec.method.type == "PromptTuning" and spec.method.virtual_tokens.init_text:
+        start_from_text(wrapped, _token_ids(folder, spec.method.virtual_tokens.init_text))
+    keep_trainables_exact(wrapped)
+    initial = (
+        {name: p.detach().clone() for name, p in trainable(wrapped).items() if ".lora_" in name} if rebased else {}
+    )
+    return wrapped, initial
+
+
+def _token_ids(folder: Path, text: str) -> list[int]:
+    from finetune_trainer.tokenise import load
+
+    return list(load(folder).backend.encode(text, add_special_tokens=False).ids)
+
+
+def take_out_of_base(model: "PeftModel", initial: Tensors) -> None:
+    """On resume: W - scaling * B0 A0, with the very A0 and B0 of the first attempt; another node's SVD may differ."""
+    for name, layer in model.named_modules():
+        start_a, start_b = (initial.get(f"{name}.lora_{half}.default.weight") for half in "AB")
+        if start_a is None or start_b is None:
+            continue
+        weight = layer.get_base_layer().weight
+        flipped = bool(getattr(layer, "fan_in_fan_out", False))
+        exact = weight.data.float().T if flipped else weight.data.float()
+        start_a, start_b = start_a.to(weight.device), start_b.to(weight.device)
+        exact = exact - layer.scaling["default"] * start_b @ start_a
+        weight.data = (exact.T if flipped else exact).to(weight.dtype)
+
+
+@contextmanager
+def as_base(model: "PeftModel", initial: Tensors) -> Iterator[None]:
+    """Within it the model computes what the base model does."""
+    if not initial:
+        with model.disable_adapter():
+            yield
+        return
+    parameters = trainable(model)
+    trained = {name: parameters[name].data for name in initial}
+    try:
+        for name, start in initial.items():
+            parameters[name].data = start.to(trained[name].device)
+        yield
+    finally:
+        for name, data in trained.items():
+            parameters[name].data = data
+
+
+@torch.no_grad()
+def start_from_quantization_error(model: "PeftModel", folder: Path) -> None:
+    """LoftQ for a 4-bit base: A and B become the best low-rank fit of what quantization lost."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    weights = _Weights(folder)
+    for name, layer in model.named_modules():
+        if not hasattr(layer, "lora_A") or not isinstance(getattr(layer, "base_layer", None), Linear4bit):
+            continue
+        stored = layer.base_layer.weight
+        quantized = dequantize_4bit(stored.data, stored.quant_state).float()
+        exact = weights.read(name.removeprefix("base_model.model.") + ".weight").to(quantized.device).float()
+        left, values, right = torch.linalg.svd(exact - quantized, full_matrices=False)
+        rank, scaling = layer.r["default"], layer.scaling["default"]
+        root = (values[:rank] / scaling).sqrt()
+        layer.lora_B["default"].weight.data = (left[:, :rank] * root).contiguous()
+        layer.lora_A["default"].weight.data = (root[:, None] * right[:rank]).contiguous()
+
+
+class _Weights:
+    """Single tensors out of a model folder's safetensors files."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        self._open: Callable[..., AbstractContextManager[Any]] = safe_open
+        self._files = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                self._files |= dict.fromkeys(tensors.keys(), file)
+
+    def read(self, name: str) -> torch.Tensor:
+        found = name if name in self._files else name.partition(".")[2]  # a file may lack the leading "model."
+        with self._open(self._files[found], framework="pt") as tensors:
+            return tensors.get_tensor(found)
+
+
+def start_from_data(model: "PeftModel", batches: Iterator[Batch]) -> None:
+    """EVA: A becomes the leading directions of what each target really gets as input."""
+    from peft import initialize_lora_eva_weights
+
+    def some() -> Iterator[Batch]:
+        tokens = 0
+        for batch in batches:
+            yield batch
+            tokens += batch.tokens
+            if tokens >= EVA_TOKENS:
+                return
+
+    def forward(module: torch.nn.Module, batch: Batch) -> None:
+        with packed(batch):
+            module(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+
+    initialize_lora_eva_weights(
+        model,
+        list(some()),
+        forward_fn=forward,
+        prepare_model_inputs_fn=lambda batch, config: (batch.targets != IGNORE).flatten(),
+        prepare_layer_inputs_fn=lambda inputs, learned, name: _first(inputs).flatten(0, -2)[learned],
+        show_progress_bar=False,
+    )
+
+
+def _first(inputs: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return inputs[0] if isinstance(inputs, tuple) else inputs
+
+
+@torch.no_grad()
+def start_from_text(model: "PeftModel", text_ids: list[int]) -> None:
+    """PromptTuning: virtual tokens start as the embeddings of a text, repeated or cut to their number."""
+    prompt = model.prompt_encoder["default"].embedding.weight
+    ids = torch.tensor((text_ids * (len(prompt) // len(text_ids) + 1))[: len(prompt)], device=prompt.device)
+    prompt.copy_(model.get_input_embeddings()(ids))

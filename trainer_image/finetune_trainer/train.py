@@ -1,0 +1,104 @@
+"""The train stage: base model and prepared rows in, a verified adapter out.
+
+    python -m finetune_trainer train --spec spec.json
+
+Downloads run while torch is imported. Everything conditional (quantization, method, objective, optimizer) is a function
+that returns a thing; this file is the order in which they are used.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from finetune_trainer.failures import CUDA_OUT_OF_MEMORY, RunFailure
+from finetune_trainer.inputs import copy_tokenizer, start_download
+from finetune_trainer.interruption import Sigterm
+from finetune_trainer.outcome import finished_result, folder, write_metrics, write_result, write_run
+from finetune_trainer.report import Reporter
+from finetune_trainer.runspec import Result, RunSpec, TrainResult
+from finetune_trainer.stage import Interrupted
+from finetune_trainer.store import Store
+
+log = logging.getLogger(__name__)
+WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
+
+
+def main(run: RunSpec) -> Result:
+    """Train, or find that it is done already. Raises: RunFailure, and Interrupted with a checkpoint saved."""
+    if run.prepared is None:
+        raise ValueError("a train Job needs the result of prepare in its run spec")
+    store = Store(run.storage)
+    trained = finished_result(store, run) or train(run, store)
+    return Result(stage="train", job=run.job, run_id=run.prepared.run_id, trained=trained)
+
+
+def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
+    """One attempt, from the newest checkpoint if there is one."""
+    assert run.prepared
+    spec, prepared, sigterm = run.spec, run.prepared, Sigterm()
+    inputs = start_download(prepared, store, work)
+
+    started = time.monotonic()
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+    import torch
+
+    from finetune_trainer import adapter
+    from finetune_trainer.checkpoint import Checkpoints
+    from finetune_trainer.data import Rows, batches, decoded_prompts
+    from finetune_trainer.device import find_device, find_precision, use_gradient_checkpointing
+    from finetune_trainer.distributed import join, share_start
+    from finetune_trainer.evaluate import compare, evaluate, write_answers
+    from finetune_trainer.fit import Fit
+    from finetune_trainer.initialization import initialize
+    from finetune_trainer.layout import choose_layout
+    from finetune_trainer.objectives import make_objective
+    from finetune_trainer.plan import make_plan
+    from finetune_trainer.progress import Progress, peak_memory
+    from finetune_trainer.quantization import load_base_model
+
+    log.info("start: imports took %.1f s", time.monotonic() - started)
+    try:
+        device = find_device(spec.resources.gpus, run.pretend_gpu)
+        precision = find_precision(spec, device)
+        world = join(run, device)
+        checkpoints = Checkpoints(store, f"{folder(run)}/checkpoints", work / "checkpoints", spec.checkpoint.keep)
+        snapshot = checkpoints.newest()
+
+        model = load_base_model(inputs.model(), spec, precision, device)
+        layout = choose_layout(model, spec)
+        use_gradient_checkpointing(model, spec, prepared.estimate)
+        objective = make_objective(spec, layout, device, precision)
+        rows = Rows(inputs.dataset(), "train", work / "rows")
+        held_out = Rows(inputs.dataset(), "evaluation", work / "rows") if prepared.dataset.evaluation_samples else None
+        plan = make_plan(run, len(rows), world, device.type)
+
+        first = batches(rows, plan.micro_batch, layout, device)
+        model, initial = initialize(model, spec, plan.steps, inputs.model(), first, snapshot)
+        fit = Fit(spec, model, objective, rows, plan, world, device, precision.scaled, initial)
+        if snapshot:
+            fit.resume(snapshot)
+        share_start(world, list(fit.parameters.values()))
+
+        def measure() -> dict[str, float]:
+            return evaluate(model, objective, held_out, plan.micro_batch, world, device) if held_out else {}
+
+        progress = Progress(fit, Reporter(run))
+        with sigterm.deferred():
+            done = fit.run(checkpoints.save, progress.step, lambda: sigterm.received, lambda: measure()["loss"])
+            checkpoints.wait()
+        write_metrics(store, run, fit.state.metrics)
+        if not done:
+            raise Interrupted(f"interrupted after step {fit.state.step}/{plan.steps}; its checkpoint is saved")
+
+        evaluation = compare(model, initial, measure, spec.evaluation.gates)
+        write_answers(store, f"{folder(run)}/samples.json", model, initial, spec, inputs.model(), inputs.dataset())
+        config = adapter.write_adapter(model, run, work / "adapter", initial)
+        copy_tokenizer(inputs.model(), inputs.dataset(), work / "adapter")
+        count = sum(parameter.numel() for parameter in fit.parameters.values())
+        prompts = decoded_prompts(rows, inputs.model())
+        status = adapter.publish(run, store, work / "adapter", config, count, evaluation, prompts)
+        write_run(store, run, {**progress.figures(), **peak_memory()})
+        return write_result(store, run, progress.result(status, evaluation))
+    except torch.OutOfMemoryError as error:
+        raise RunFailure(CUDA_OUT_OF_MEMORY, str(error).partition("\n")[0]) from error
