@@ -1,6 +1,7 @@
 """A model's linear layers and parameter counts, from its config.json alone.
 
-Names and shapes are those of transformers' classes; tests compare the counts with models built by transformers, and with published ones.
+Names and shapes are those of transformers' classes; tests compare the counts with models built by transformers, and
+with published ones.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Architecture:
         biases = sum(linear.outputs for linear in self.linears if linear.bias)
         return self.linear_weights + self.layers * (biases + self.norms) + self.embeddings + self.head
 
-    def targets(self, asked: Iterable[str], excluded: Iterable[str] = (), only_layers: Iterable[int] = ()) -> list[tuple[str, Linear]]:
+    def targets(
+        self, asked: Iterable[str], excluded: Iterable[str] = (), only_layers: Iterable[int] = ()
+    ) -> list[tuple[str, Linear]]:
         """(full name, layer) of each linear layer that `targetModules` means, as PEFT matches them."""
         asked, excluded, only = list(asked), list(excluded), set(only_layers)
         every = [
@@ -69,7 +72,11 @@ class Architecture:
             if not only or number in only
             for linear in self.linears
         ]
-        return [(name, linear) for name, linear in every if _matches(name, asked) and not (excluded and _matches(name, excluded))]
+        return [
+            (name, linear)
+            for name, linear in every
+            if _matches(name, asked) and not (excluded and _matches(name, excluded))
+        ]
 
 
 def _matches(name: str, asked: list[str]) -> bool:
@@ -82,8 +89,9 @@ def _matches(name: str, asked: list[str]) -> bool:
 
 def read_config(directory: Path) -> Config:
     """config.json of a model; of a multimodal one the part of its language model."""
-    config = json.loads((directory / "config.json").read_bytes())
-    return config.get("text_config") or config
+    config: dict[str, Any] = json.loads((directory / "config.json").read_bytes())
+    language: dict[str, Any] | None = config.get("text_config")
+    return language or config
 
 
 def architecture(config: Config) -> Architecture | None:
@@ -99,7 +107,27 @@ def architecture(config: Config) -> Architecture | None:
 
 
 _LLAMA_LIKE = frozenset(
-    "llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3 gemma3_text granite olmo olmo2 smollm3 phi3 stablelm exaone4 helium glm glm4".split()
+    {
+        "llama",
+        "mistral",
+        "ministral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gemma3_text",
+        "granite",
+        "olmo",
+        "olmo2",
+        "smollm3",
+        "phi3",
+        "stablelm",
+        "exaone4",
+        "helium",
+        "glm",
+        "glm4",
+    }
 )
 
 
@@ -112,7 +140,10 @@ def _llama(config: Config) -> Architecture:
     out_bias = bool(config.get("attention_bias", False)) and kind != "glm"
     mlp_bias = bool(config.get("mlp_bias", False))
     if kind in ("phi3", "glm", "glm4"):
-        mlp = (Linear("mlp.gate_up_proj", hidden, 2 * intermediate), Linear("mlp.down_proj", intermediate, hidden))
+        mlp: tuple[Linear, ...] = (
+            Linear("mlp.gate_up_proj", hidden, 2 * intermediate),
+            Linear("mlp.down_proj", intermediate, hidden),
+        )
     else:
         mlp = (
             Linear("mlp.gate_proj", hidden, intermediate, mlp_bias),
@@ -187,26 +218,32 @@ def _falcon(config: Config) -> Architecture:
     kv_heads = (config.get("num_kv_heads") or heads) if new else (1 if config.get("multi_query", True) else heads)
     key_value = kv_heads * (hidden // heads)
     built = _classic(
-        "falcon", "transformer.h.{}", config["num_hidden_layers"], hidden, config.get("ffn_hidden_size") or 4 * hidden, key_value,
+        "falcon", "transformer.h.{}", config["num_hidden_layers"], hidden,
+        config.get("ffn_hidden_size") or 4 * hidden, key_value,
         config["vocab_size"], 0, config.get("tie_word_embeddings", True),
         ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-        bias=bool(config.get("bias", False)), norms=(4 if new and config.get("num_ln_in_parallel_attn", 2) == 2 else 2) * hidden,
+        bias=bool(config.get("bias", False)),
+        norms=(4 if new and config.get("num_ln_in_parallel_attn", 2) == 2 else 2) * hidden,
     )  # fmt: skip
     return built
 
 
 def _opt(config: Config) -> Architecture:
     hidden, inner = config["hidden_size"], config["ffn_dim"]
-    attention = tuple(Linear(f"self_attn.{name}", hidden, hidden, True) for name in ("q_proj", "k_proj", "v_proj", "out_proj"))
+    attention = tuple(
+        Linear(f"self_attn.{name}", hidden, hidden, True) for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+    )
     return Architecture(
-        "opt", "model.decoder.layers.{}", config["num_hidden_layers"], hidden, inner, config["vocab_size"], hidden, hidden,
+        "opt", "model.decoder.layers.{}", config["num_hidden_layers"], hidden, inner, config["vocab_size"],
+        hidden, hidden,
         (*attention, Linear("fc1", hidden, inner, True), Linear("fc2", inner, hidden, True)), 4 * hidden,
         config["vocab_size"] * hidden + (config["max_position_embeddings"] + 2) * hidden + 2 * hidden, 0,
     )  # fmt: skip
 
 
 def _classic(
-    kind: str, block: str, layers: int, hidden: int, inner: int, key_value: int, vocabulary: int, more_embeddings: int, tied: bool,
+    kind: str, block: str, layers: int, hidden: int, inner: int, key_value: int, vocabulary: int, more_embeddings: int,
+    tied: bool,
     paths: tuple[str, str, str, str], *, bias: bool = True, norms: int | None = None,
 ) -> Architecture:  # fmt: skip
     """A block with one projection for query, key and value, and a plain two-layer MLP."""

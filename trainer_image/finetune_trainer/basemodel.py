@@ -1,7 +1,8 @@
 """The base model: which files, at which digest, and how each Job gets them.
 
-prepare resolves it once: a hub model is mirrored into the bucket by commit, a model in S3 or on a volume is used where it is. Its
-digest covers every file; the list is kept at models/<digest>/manifest.json, so that whoever downloads the model can check it.
+prepare resolves it once: a hub model is mirrored into the bucket by commit, a model in S3 or on a volume is used where
+it is. Its digest covers every file; the list is kept at models/<digest>/manifest.json, so that whoever downloads the
+model can check it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from typing import Any, NamedTuple
 
 from finetune_operator.api.common import BaseModelSource, HuggingFaceModel
 from finetune_operator.api.finetunestatus import BaseModelStatus
-
 from finetune_trainer import digest as digests
 from finetune_trainer import hub, modelfiles
-from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, DIGEST_MISMATCH, RunFailure, UNSUPPORTED_COMBINATION
+from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, DIGEST_MISMATCH, UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.store import ObjectNotFound, Store
 
 log = logging.getLogger(__name__)
@@ -43,20 +43,27 @@ def resolve(source: BaseModelSource, store: Store, directory: Path, mount: Path 
         return _from_volume(mount, source.persistent_volume_claim.path, store, source.trust_remote_code)
     if source.hugging_face:
         return _from_hub(source.hugging_face, store, directory, source.trust_remote_code)
-    raise RunFailure(BASE_MODEL_NOT_FOUND, "baseModel names no source: set one of huggingFace, s3, persistentVolumeClaim")
+    raise RunFailure(
+        BASE_MODEL_NOT_FOUND, "baseModel names no source: set one of huggingFace, s3, persistentVolumeClaim"
+    )
 
 
 def download(
     store: Store, status: BaseModelStatus, directory: Path, on_bytes: Callable[[int], None] = lambda count: None
 ) -> Path:
-    """The folder of a resolved base model, every file checked: downloaded to `directory`, or the volume where it is mounted."""
+    """The folder of a resolved base model, every file checked: downloaded to `directory`, or the volume where it is
+    mounted.
+    """
     manifest = _manifest(store, status.digest)
     if status.uri.startswith("file://"):
         path = Path(status.uri.removeprefix("file://"))
         _check_volume(path, manifest)
         return path
     if manifest is None:
-        raise RunFailure(BASE_MODEL_NOT_FOUND, f"base model {status.digest} has no list of files in {store.uri('models')}: start a new run")
+        raise RunFailure(
+            BASE_MODEL_NOT_FOUND,
+            f"base model {status.digest} has no list of files in {store.uri('models')}: start a new run",
+        )
     store.at(status.uri).download_tree("", directory, status.digest, manifest=manifest, on_bytes=on_bytes)
     return directory
 
@@ -87,19 +94,25 @@ def _from_s3(uri: str, store: Store, directory: Path, remote_code: bool) -> Reso
     try:
         objects = {entry.key: entry for entry in place.list()}
     except ObjectNotFound as error:
-        raise RunFailure(BASE_MODEL_NOT_FOUND, f"baseModel.s3.uri: there is no bucket for {uri} on {store.endpoint}") from error
+        raise RunFailure(
+            BASE_MODEL_NOT_FOUND, f"baseModel.s3.uri: there is no bucket for {uri} on {store.endpoint}"
+        ) from error
     if lack := modelfiles.missing(objects) if objects else "is empty or does not exist":
         raise _refuse(f"baseModel.s3.uri: {uri} on {store.endpoint}", lack)
     chosen = modelfiles.model_files(objects, remote_code)
     # the content is read once: ETags change with it
-    state = digests.sha256_hex(digests.canonical_json([_FORMAT, uri, *([name, objects[name].size, objects[name].etag] for name in chosen)]))
+    state = digests.sha256_hex(
+        digests.canonical_json([_FORMAT, uri, *([name, objects[name].size, objects[name].etag] for name in chosen)])
+    )
     cache = f"models/known/{state}.json"
     known = store.get_json(cache)
     if known is None:
         files = _hash_objects(place, [objects[name] for name in chosen])
         known = {
             "files": [file._asdict() for file in files],
-            "parameters": modelfiles.parameters(chosen, lambda name, offset, length: place.get_range(name, offset, length)),
+            "parameters": modelfiles.parameters(
+                chosen, lambda name, offset, length: place.get_range(name, offset, length)
+            ),
         }
         store.put_json(cache, known)
     files = [digests.File(**file) for file in known["files"]]
@@ -117,7 +130,12 @@ def _hash_objects(place: Store, objects: list[Any]) -> list[digests.File]:
         done += entry.size
         if total > 1 << 30:
             speed = done / (time.monotonic() - begun) / 1e6
-            log.info("base model: hashed %.1f of %.1f GB (%.0f MB/s); next time this is known", done / 1e9, total / 1e9, speed)
+            log.info(
+                "base model: hashed %.1f of %.1f GB (%.0f MB/s); next time this is known",
+                done / 1e9,
+                total / 1e9,
+                speed,
+            )
     return files
 
 
@@ -127,7 +145,10 @@ def _hash_objects(place: Store, objects: list[Any]) -> list[digests.File]:
 def _from_volume(mount: Path, path: str, store: Store, remote_code: bool) -> Resolved:
     folder = (mount / path.strip("/")).resolve()
     if not folder.is_relative_to(mount.resolve()) or not folder.is_dir():
-        raise RunFailure(BASE_MODEL_NOT_FOUND, f"baseModel.persistentVolumeClaim.path: there is no folder {path or '/'} on the volume")
+        raise RunFailure(
+            BASE_MODEL_NOT_FOUND,
+            f"baseModel.persistentVolumeClaim.path: there is no folder {path or '/'} on the volume",
+        )
     names = [entry.name for entry in folder.iterdir() if entry.is_file()]
     if lack := modelfiles.missing(names):
         raise _refuse(f"baseModel.persistentVolumeClaim.path: {path or '/'}", lack)
@@ -143,7 +164,10 @@ def _check_volume(path: Path, manifest: dict[str, Any] | None) -> None:
     for file in digests.files_of(manifest) if manifest else []:
         here = path / file.path
         if not here.is_file() or here.stat().st_size != file.size:
-            raise RunFailure(DIGEST_MISMATCH, f"baseModel.persistentVolumeClaim: {file.path} changed on the volume since the run was prepared")
+            raise RunFailure(
+                DIGEST_MISMATCH,
+                f"baseModel.persistentVolumeClaim: {file.path} changed on the volume since the run was prepared",
+            )
 
 
 def _read(path: Path, offset: int, length: int) -> bytes:
@@ -157,7 +181,7 @@ def _read(path: Path, offset: int, length: int) -> bytes:
 
 def _from_hub(source: HuggingFaceModel, store: Store, directory: Path, remote_code: bool) -> Resolved:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     token = os.environ.get("FINETUNE_BASE_MODEL_HF_TOKEN") or None
@@ -169,7 +193,8 @@ def _from_hub(source: HuggingFaceModel, store: Store, directory: Path, remote_co
         if lack := modelfiles.missing(siblings):
             raise _refuse(f"baseModel.huggingFace: {source.repo} at {commit[:12]}", lack)
         chosen = modelfiles.model_files(siblings, remote_code)
-        mark = f"models/known/{digests.sha256_hex(digests.canonical_json([_FORMAT, hub.endpoint(), source.repo, commit, remote_code]))}.json"
+        identity = [_FORMAT, hub.endpoint(), source.repo, commit, remote_code]
+        mark = f"models/known/{digests.sha256_hex(digests.canonical_json(identity))}.json"
         known = store.get_json(mark)
         mirror = f"models/{digests.hex_of(known['digest'])}" if known else ""
         if known and (manifest := store.verify_tree(mirror)):
@@ -194,13 +219,20 @@ def _from_hub(source: HuggingFaceModel, store: Store, directory: Path, remote_co
         for name, file in hashed.items():
             begun, path = time.monotonic(), fetch(name)
             if digests.hash_file(path) != (file.sha256, file.size):
-                raise RunFailure(DIGEST_MISMATCH, f"baseModel.huggingFace: {name} of {source.repo} is not what the hub lists: try again")
+                raise RunFailure(
+                    DIGEST_MISMATCH,
+                    f"baseModel.huggingFace: {name} of {source.repo} is not what the hub lists: try again",
+                )
             store.put_file(f"{mirror}/{name}", path)
             if modelfiles.is_weights(name):
-                count += modelfiles.parameters([name], lambda name, offset, length: _read(directory / name, offset, length))
+                count += modelfiles.parameters(
+                    [name], lambda name, offset, length: _read(directory / name, offset, length)
+                )
                 path.unlink()
                 log.info("base model: mirrored %s (%.0f MB in %.0f s)", name, file.size / 1e6, time.monotonic() - begun)
-        store.put_json(f"{mirror}/{digests.MANIFEST}", digests.manifest_of(hashed.values(), repo=source.repo, revision=commit))
+        store.put_json(
+            f"{mirror}/{digests.MANIFEST}", digests.manifest_of(hashed.values(), repo=source.repo, revision=commit)
+        )
         store.put_json(mark, {"digest": digest, "parameters": count})
     return Resolved(_status(commit, digest, store.uri(mirror), count), directory)
 

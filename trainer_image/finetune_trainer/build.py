@@ -1,4 +1,6 @@
-"""The dataset in the making: files to checked samples, tokens, packed rows, and the figures that are reported about them."""
+"""The dataset in the making: files to checked samples, tokens, packed rows, and the figures that are reported about
+them.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import DatasetStatus
-
 from finetune_trainer import digest as digests
 from finetune_trainer import pack, prepared
 from finetune_trainer.check import Checked, Problems, read_samples
@@ -43,8 +45,9 @@ class Figures:
 
 @dataclass(frozen=True)
 class Built:
-    """A prepared dataset in a folder. `rows`: of the training split, as batchSize counts them, the longest of them in tokens, and
-    the share of the tokens that is learned."""
+    """A prepared dataset in a folder. `rows`: of the training split, as batchSize counts them, the longest of them in
+    tokens, and the share of the tokens that is learned.
+    """
 
     directory: Path
     status: DatasetStatus
@@ -73,23 +76,33 @@ def build_dataset(
     if asked is not None and asked.fraction is not None:
         chosen = held_out(spool.hashes, asked.fraction, spec.training.seed)
         if not chosen.any():
-            raise RunFailure(INVALID_DATASET, "dataset.evaluation.fraction needs at least two different rows; name a source instead")
+            raise RunFailure(
+                INVALID_DATASET, "dataset.evaluation.fraction needs at least two different rows; name a source instead"
+            )
         train, evaluation = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     elif evaluation_files is not None:
         with Spool(work / "spool-evaluation") as evaluation_spool:
             held = tokenize_files(evaluation_files, spec, tokenizer, max_length, evaluation_spool, None)
         if held.format != figures.format:
-            raise RunFailure(INVALID_DATASET, f"dataset.evaluation has format {held.format}, dataset.train has {figures.format}")
+            raise RunFailure(
+                INVALID_DATASET, f"dataset.evaluation has format {held.format}, dataset.train has {figures.format}"
+            )
         evaluation_reader, evaluation = evaluation_spool.reader(), np.arange(len(evaluation_spool))
         overlap = int(np.isin(evaluation_spool.hashes, spool.hashes).sum())
         if overlap:
-            log.warning("dataset: %d of %d evaluation samples are training samples too: their loss proves nothing", overlap, len(evaluation))
+            log.warning(
+                "dataset: %d of %d evaluation samples are training samples too: their loss proves nothing",
+                overlap,
+                len(evaluation),
+            )
 
     packing = spec.training.packing == "Enabled" or (spec.training.packing == "Auto" and spec.objective.type == "SFT")
     directory = work / "dataset"
     reader = spool.reader()
     rows = _write(directory, "train", reader, train, spool.lengths, packing, max_length)
-    evaluation_rows = _write(directory, "evaluation", evaluation_reader, evaluation, evaluation_spool.lengths, packing, max_length)
+    evaluation_rows = _write(
+        directory, "evaluation", evaluation_reader, evaluation, evaluation_spool.lengths, packing, max_length
+    )
     lengths = spool.lengths[train]
     status = DatasetStatus(
         format=figures.format,
@@ -122,9 +135,10 @@ def build_dataset(
     prepared.write_json(directory / "dataset.json", about)
     prepared.write_json(directory / "preview.json", prepared.preview(reader.gather([int(train[0])]), tokenizer))
     log.info(
-        "dataset: %s, %d samples (%d held out), %d tokens (%d learned) in %d rows; %d truncated, %d duplicates, lengths %s",
-        status.format, status.samples, status.evaluation_samples, status.tokens, about["learnedTokens"], rows, status.truncated,
-        status.duplicates, about["lengths"],
+        "dataset: %s, %d samples (%d held out), %d tokens (%d learned) in %d rows; %d truncated, %d duplicates, "
+        "lengths %s",
+        status.format, status.samples, status.evaluation_samples, status.tokens, about["learnedTokens"], rows,
+        status.truncated, status.duplicates, about["lengths"],
     )  # fmt: skip
     longest_row = max_length if packing and rows < len(train) else int(lengths.max())
     return Built(directory, status, rows, longest_row, about["learnedTokens"] / status.tokens)
@@ -136,14 +150,25 @@ def longest(spec: FineTuneSpec, model: Path) -> int:
     config = config.get("text_config") or config
     positions = config.get("max_position_embeddings") or config.get("n_positions") or spec.training.max_length
     if positions < spec.training.max_length:
-        log.warning("training.maxLength: the base model has %d positions, so samples are cut there, not at %d", positions, spec.training.max_length)
+        log.warning(
+            "training.maxLength: the base model has %d positions, so samples are cut there, not at %d",
+            positions,
+            spec.training.max_length,
+        )
     return int(min(spec.training.max_length, positions))
 
 
 def tokenize_files(
-    files: list[DataFile], spec: FineTuneSpec, tokenizer: ModelTokenizer, max_length: int, spool: Spool, limit: int | None
+    files: list[DataFile],
+    spec: FineTuneSpec,
+    tokenizer: ModelTokenizer,
+    max_length: int,
+    spool: Spool,
+    limit: int | None,
 ) -> Figures:
-    """All samples of some files into a spool. Every row is checked even after the first bad one, so that the message counts them."""
+    """All samples of some files into a spool. Every row is checked even after the first bad one, so that the message
+    counts them.
+    """
     figures = Figures()
     reading = read_samples(files, spec.dataset, spec.objective.type, figures.invalid)
     figures.format = reading.form.name
@@ -162,7 +187,9 @@ def tokenize_files(
                 waiting = places, rendered, tokenizing.submit(tokenizer.encode, rendered)
             if time.monotonic() - reported > LOG_EVERY:
                 reported = time.monotonic()
-                log.info("dataset: %d rows read, %d samples tokenized", figures.checked + figures.invalid.count, len(spool))
+                log.info(
+                    "dataset: %d rows read, %d samples tokenized", figures.checked + figures.invalid.count, len(spool)
+                )
         if waiting:
             _keep(*waiting, spec, max_length, spool, figures)
     if fail:
@@ -170,18 +197,22 @@ def tokenize_files(
     if figures.too_long.count:
         raise RunFailure(
             INVALID_DATASET,
-            f"{figures.too_long.count} samples are longer than training.maxLength ({max_length} tokens); raise it, or set "
+            f"{figures.too_long.count} samples are longer than training.maxLength ({max_length} tokens); raise it, or "
+            "set "
             "dataset.onTooLong: Truncate or Drop\n" + "\n".join(figures.too_long.first),
         )
     if not len(spool):
         shown = "\n".join(figures.invalid.first)
         raise RunFailure(
-            INVALID_DATASET, f"no sample is left: {figures.invalid.count} rows are invalid, {figures.dropped} too long\n{shown}".rstrip()
+            INVALID_DATASET,
+            f"no sample is left: {figures.invalid.count} rows invalid, {figures.dropped} too long\n{shown}".rstrip(),
         )
     return figures
 
 
-def _render(batch: list[Checked], spec: FineTuneSpec, tokenizer: ModelTokenizer, figures: Figures) -> tuple[list[str], list[Rendered]]:
+def _render(
+    batch: list[Checked], spec: FineTuneSpec, tokenizer: ModelTokenizer, figures: Figures
+) -> tuple[list[str], list[Rendered]]:
     places: list[str] = []
     rendered: list[Rendered] = []
     for place, sample in batch:
@@ -210,7 +241,9 @@ def _keep(
         length = len(tokens.input_ids)
         if not (tokens.labels != IGNORE).any():
             figures.checked -= 1
-            figures.invalid.add(place, "has nothing to learn: it is a single token, or the chat template prints no assistant turn")
+            figures.invalid.add(
+                place, "has nothing to learn: it is a single token, or the chat template prints no assistant turn"
+            )
             continue
         if length > max_length:
             if spec.dataset.on_too_long == "Fail":
@@ -225,7 +258,13 @@ def _keep(
 
 
 def _write(
-    directory: Path, split: str, reader: SpoolReader, indices: np.ndarray, lengths: np.ndarray, packing: bool, max_length: int
+    directory: Path,
+    split: str,
+    reader: SpoolReader,
+    indices: np.ndarray,
+    lengths: np.ndarray,
+    packing: bool,
+    max_length: int,
 ) -> int:
     if not len(indices):
         return 0
@@ -233,4 +272,3 @@ def _write(
     rows = pack.best_fit(chosen, max_length) if packing else pack.one_each(chosen)
     prepared.write_rows(directory, split, reader, [indices[row].tolist() for row in rows], lengths)
     return len(rows)
-

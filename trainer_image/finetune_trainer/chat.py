@@ -1,8 +1,8 @@
 """Chat templates: messages into text, and which stretches of that text the assistant wrote.
 
-Renders as transformers' apply_chat_template does (a test compares them), without importing it: that costs seconds at start-up.
-Templates come with models and are not trusted: they run in jinja2's sandbox, and the date is fixed, since a template that
-prints today's date would give the same data another digest every day.
+Renders as transformers' apply_chat_template does (a test compares them), without importing it: that costs seconds at
+start-up. Templates come with models and are not trusted: they run in jinja2's sandbox, and the date is fixed, since a
+template that prints today's date would give the same data another digest every day.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ Span = tuple[int, int]
 TODAY = datetime(2024, 7, 26)  # what Llama's templates print when no date is given
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# For base models whose vocabulary has no chat tokens: plain words only, so that no embedding has to be added and trained.
+# For base models whose vocabulary has no chat tokens: plain words only, so that no embedding has to be added and
+# trained.
 PLAIN = (
-    "{{ bos_token }}{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}"
+    "{{ bos_token }}{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] "
+    "}}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
 )
@@ -68,7 +71,9 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         self.marks_turns = "endgeneration" in source
 
-    def render(self, messages: list[Message], tools: list[Any] | None = None, add_generation_prompt: bool = False) -> str:
+    def render(
+        self, messages: list[Message], tools: list[Any] | None = None, add_generation_prompt: bool = False
+    ) -> str:
         """The text of a conversation. Invalid when the template refuses it, with the template's own words."""
         return self._render(messages, tools, add_generation_prompt).replace(_OPEN, "").replace(_CLOSE, "")
 
@@ -105,7 +110,9 @@ class ChatTemplate:
         return "".join(pieces), spans
 
     def _locate(self, text: str, position: int, conversation: Conversation, index: int) -> Span:
-        """Where the content of turn `index` is. A content that occurs once is there; else the turns before say where to look."""
+        """Where the content of turn `index` is. A content that occurs once is there; else the turns before say where to
+        look.
+        """
         message = conversation.messages[index]
         content = message["content"].strip()
         written_by_template = message.get("tool_calls") or message.get("reasoning_content") or message.get("thinking")
@@ -122,7 +129,10 @@ class ChatTemplate:
             content = content.rpartition("</think>")[2].strip()
             start = text.find(content, position)
         if start < 0:
-            raise Invalid(f"messages[{index}]: the chat template does not print the assistant's words as they are; set training.lossOn: All")
+            raise Invalid(
+                f"messages[{index}]: the chat template does not print the assistant's words as they are; set "
+                "training.lossOn: All"
+            )
         return start, start + len(content)
 
     def _with_end_token(self, text: str, end: int) -> int:
@@ -141,12 +151,18 @@ class ChatTemplate:
     def _render(self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> str:
         try:
             return self._template.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **self._tokens
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._tokens,
             )
         except jinja2.TemplateError as error:
             raise Invalid(f"the model's chat template refuses the conversation: {error.message or error}") from error
         except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
-            raise Invalid(f"the model's chat template fails on the conversation: {type(error).__name__}: {error}") from error
+            raise Invalid(
+                f"the model's chat template fails on the conversation: {type(error).__name__}: {error}"
+            ) from error
 
 
 def default_template(vocabulary: dict[str, int]) -> str:
@@ -179,11 +195,12 @@ def _common_prefix(one: str, other: str) -> int:
     return low
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     # jinja2's own filter escapes HTML
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-

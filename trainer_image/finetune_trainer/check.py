@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import NamedTuple
 
-from finetune_operator.api.finetune import Dataset
-
+from finetune_operator.api.dataset import Dataset
 from finetune_trainer import rows
 from finetune_trainer.failures import INVALID_DATASET, RunFailure
-from finetune_trainer.formats import BY_NAME, FORMATS_OF, Format, Invalid, Sample, describe, recognise, rename, with_synonyms
+from finetune_trainer.formats import (
+    BY_NAME,
+    FORMATS_OF,
+    Format,
+    Invalid,
+    Sample,
+    describe,
+    recognise,
+    rename,
+    with_synonyms,
+)
 
 SHOWN = 5  # bad rows that a message quotes; the rest is counted
 _LOOKED_AT = 100  # rows among which one must show the format
@@ -57,7 +66,9 @@ class Reading(NamedTuple):
 
 
 def read_samples(files: list[rows.DataFile], dataset: Dataset, objective: str, problems: Problems) -> Reading:
-    """Read files as `dataset` says. Bad rows go to `problems`; RunFailure when no row has a format that fits the objective."""
+    """Read files as `dataset` says. Bad rows go to `problems`; RunFailure when no row has a format that fits the
+    objective.
+    """
     columns: Mapping[str, str] = dataset.columns.model_dump(exclude_none=True)
     source = chain.from_iterable(rows.read(file) for file in files)
     beginning = list(islice(source, _LOOKED_AT))
@@ -65,7 +76,9 @@ def read_samples(files: list[rows.DataFile], dataset: Dataset, objective: str, p
     return Reading(form, _samples(chain(beginning, source), form, columns, problems))
 
 
-def _samples(source: Iterator[rows.Row], form: Format, columns: Mapping[str, str], problems: Problems) -> Iterator[Checked]:
+def _samples(
+    source: Iterator[rows.Row], form: Format, columns: Mapping[str, str], problems: Problems
+) -> Iterator[Checked]:
     for row in source:
         if row.value is None:
             problems.add(row.place, row.problem)
@@ -81,7 +94,8 @@ def _format(beginning: list[rows.Row], asked: str, columns: Mapping[str, str], o
         if asked not in FORMATS_OF[objective]:
             raise RunFailure(
                 INVALID_DATASET,
-                f"dataset.format: {asked} cannot be learned by objective.type: {objective}, which needs {describe(objective)}",
+                f"dataset.format: {asked} cannot be learned by objective.type: {objective}, which needs "
+                f"{describe(objective)}",
             )
         return BY_NAME[asked]
     values = [row.value for row in beginning if row.value is not None]
@@ -90,11 +104,15 @@ def _format(beginning: list[rows.Row], asked: str, columns: Mapping[str, str], o
             return form
     if not values:
         bad = "\n".join(f"{row.place}: {row.problem}" for row in beginning[:SHOWN])
-        raise RunFailure(INVALID_DATASET, f"none of the first {len(beginning)} rows can be read\n{bad}" if bad else "there are no rows")
+        raise RunFailure(
+            INVALID_DATASET,
+            f"none of the first {len(beginning)} rows can be read\n{bad}" if bad else "there are no rows",
+        )
     other = next((name for name in FORMATS_OF if recognise(rename(values[0], columns), name)), None)
     looks = f"; they look like rows for objective.type: {other}" if other else ""
     raise RunFailure(
         INVALID_DATASET,
         f"{beginning[0].place}: the rows' columns are {', '.join(map(str, values[0]))}{looks}. "
-        f"objective.type: {objective} needs {describe(objective)}. Name them so, or say with dataset.columns which column is which",
+        f"objective.type: {objective} needs {describe(objective)}. Name them so, or say with dataset.columns which "
+        "column is which",
     )

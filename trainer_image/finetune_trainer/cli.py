@@ -1,4 +1,6 @@
-"""Arguments of the trainer image and of the `finetune` command; everything heavy is imported by the command that needs it."""
+"""Arguments of the trainer image and of the `finetune` command; everything heavy is imported by the command that needs
+it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import sys
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="finetune", description="Prepare, train and export a FineTune: in its Jobs, or on this machine.")
+    root = argparse.ArgumentParser(
+        prog="finetune", description="Prepare, train and export a FineTune: in its Jobs, or on this machine."
+    )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for stage, text in {
         "prepare": "fetch and check data and base model, tokenize, estimate memory (CPU)",
@@ -15,7 +19,9 @@ def parser() -> argparse.ArgumentParser:
         "export": "merged, GGUF and hub exports of a trained adapter",
     }.items():
         command = commands.add_parser(stage, help=text)
-        command.add_argument("--spec", required=True, metavar="FILE", help="the run spec, as the operator hands it to a Job")
+        command.add_argument(
+            "--spec", required=True, metavar="FILE", help="the run spec, as the operator hands it to a Job"
+        )
     merge = commands.add_parser("merge", help="merge an adapter into its base model, for serving", add_help=False)
     merge.add_argument("rest", nargs=argparse.REMAINDER)
     return root

@@ -1,6 +1,7 @@
 """The identity of a set of files: sha256 of the canonical JSON of [{path, sha256, size}, ...] sorted by path.
 
-Standard library only, because serving verifies adapters with the same code. Anyone can recompute a digest from a manifest:
+Standard library only, because serving verifies adapters with the same code. Anyone can recompute a digest from a
+manifest:
 
     sha256(json.dumps(sorted(files, key=path), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
 """
@@ -52,7 +53,10 @@ def hash_tree(directory: Path) -> list[File]:
     )
     paths = [path for path in paths if path != MANIFEST]
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashlib releases the GIL
-        return [File(path, *hashed) for path, hashed in zip(paths, pool.map(lambda p: hash_file(directory / p), paths))]
+        return [
+            File(path, *hashed)
+            for path, hashed in zip(paths, pool.map(lambda p: hash_file(directory / p), paths), strict=True)
+        ]
 
 
 def tree_digest(files: Iterable[File]) -> str:

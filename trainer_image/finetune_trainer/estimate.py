@@ -1,7 +1,7 @@
 """Memory of one GPU that a run will need, from config.json alone, part by part, each with the source of its formula.
 
-Known to the byte: weights, quantization state, adapter, optimizer. Estimated: activations, the allocator's waste, the CUDA context;
-that is what the band from low to high is for.
+Known to the byte: weights, quantization state, adapter, optimizer. Estimated: activations, the allocator's waste, the
+CUDA context; that is what the band from low to high is for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import EstimateStatus, GPUMemoryEstimate
-
 from finetune_trainer.architecture import Architecture, architecture, read_config
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 
@@ -60,7 +59,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Workload:
-    """What of a run memory depends on, besides the model. `row_tokens`: of the longest row; `learned`: share of its tokens."""
+    """What of a run memory depends on, besides the model. `row_tokens`: of the longest row; `learned`: share of its
+    tokens.
+    """
 
     spec: FineTuneSpec
     row_tokens: int
@@ -68,12 +69,16 @@ class Workload:
     parameters: int = 0  # as counted in the weights' headers, 0: by the architecture
 
 
-def estimate_run(model: Path, spec: FineTuneSpec, parameters: int, row_tokens: int = 0, learned: float = 1.0) -> EstimateStatus:
+def estimate_run(
+    model: Path, spec: FineTuneSpec, parameters: int, row_tokens: int = 0, learned: float = 1.0
+) -> EstimateStatus:
     """The estimate and verdict that status.estimate shows. UnsupportedCombination when targetModules match nothing."""
     config = read_config(model)
     shape = architecture(config)
     if shape is None:
-        return EstimateStatus(message=f"model type {config.get('model_type')!r} is not known to the estimate; the run may need any memory")
+        return EstimateStatus(
+            message=f"model type {config.get('model_type')!r} is not known to the estimate; the run may need any memory"
+        )
     check_targets(shape, spec)
     if spec.resources.gpus == 0:
         return EstimateStatus(message="no estimate for training on a CPU")
@@ -94,7 +99,9 @@ def verdict(shape: Architecture, work: Workload) -> EstimateStatus:
     if asked != "auto":
         chosen = _chosen(shape, work, int(asked), memory)
         if chosen.expected <= memory:
-            return _status(chosen, "Fits", max(fitting, default=int(asked)), "" if chosen.high <= memory else _tight(memory))
+            return _status(
+                chosen, "Fits", max(fitting, default=int(asked)), "" if chosen.high <= memory else _tight(memory)
+            )
     elif fitting:
         return _status(_chosen(shape, work, max(fitting), memory), "Fits", max(fitting), "")
     chosen = _chosen(shape, work, 1, memory)
@@ -118,7 +125,10 @@ def what_would_fit(shape: Architecture, work: Workload, memory: float) -> str:
     if spec.method.quantization.type not in ("NF4", "FP4"):
         data = spec.model_dump(by_alias=True)
         data["method"] |= {"type": "QLoRA", "quantization": {"type": "NF4"}}
-        if estimate(shape, replace(work, spec=FineTuneSpec.model_validate(data)), 1, checkpointing=True).expected <= memory:
+        if (
+            estimate(shape, replace(work, spec=FineTuneSpec.model_validate(data)), 1, checkpointing=True).expected
+            <= memory
+        ):
             options.append("method.type: QLoRA")
     options.append(f"a GPU with {ceil(least.high / GIB)} GiB or more")
     return f"{text}; what would fit: {', or '.join(options)}"
@@ -136,7 +146,13 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
         _activations(shape, spec, tokens, checkpointing),
         _logits(shape, tokens, work.learned),
         _working(shape, spec),
-        Part("CUDA context", 0.35 * GIB, 0.55 * GIB, 0.9 * GIB, "context, cuBLAS workspaces and kernels, as nvidia-smi shows them"),
+        Part(
+            "CUDA context",
+            0.35 * GIB,
+            0.55 * GIB,
+            0.9 * GIB,
+            "context, cuBLAS workspaces and kernels, as nvidia-smi shows them",
+        ),
     )
     grown = sum(part.expected for part in parts[3:5])
     waste = Part("allocator", 0, 0.04 * grown, 0.25 * grown + 0.2 * GIB, "fragmentation of PyTorch's caching allocator")
@@ -151,17 +167,27 @@ def trainable_parameters(shape: Architecture, spec: FineTuneSpec) -> int:
         targets = shape.targets(lora.target_modules, lora.exclude_modules, lora.layers_to_transform)
         count = 0
         for name, linear in targets:
-            rank = next((rank for pattern, rank in lora.rank_pattern.items() if re.match(rf"(.*\.)?({pattern})$", name)), lora.rank)
+            rank = next(
+                (rank for pattern, rank in lora.rank_pattern.items() if re.match(rf"(.*\.)?({pattern})$", name)),
+                lora.rank,
+            )
             count += rank * (linear.inputs + linear.outputs) + (linear.outputs if lora.use_dora else 0)
             count += linear.outputs if linear.bias and lora.bias == "LoraOnly" else 0
         if lora.bias == "All":
             count += shape.layers * sum(linear.outputs for linear in shape.linears if linear.bias)
-        whole = {"lm_head": shape.vocabulary * shape.hidden, "embed_tokens": shape.vocabulary * shape.hidden, "wte": shape.vocabulary * shape.hidden}
+        whole = {
+            "lm_head": shape.vocabulary * shape.hidden,
+            "embed_tokens": shape.vocabulary * shape.hidden,
+            "wte": shape.vocabulary * shape.hidden,
+        }
         blocks = {linear.name: shape.layers * linear.weights for linear in shape.linears}
         return count + sum((whole | blocks).get(name, 0) for name in lora.modules_to_save)
     if method.type == "AdaLoRA":
         ranks = method.ada_lora.initial_rank
-        return sum(ranks * (linear.inputs + linear.outputs) + ranks for _, linear in shape.targets(method.ada_lora.target_modules))
+        return sum(
+            ranks * (linear.inputs + linear.outputs) + ranks
+            for _, linear in shape.targets(method.ada_lora.target_modules)
+        )
     if method.type == "IA3":
         forward = list(method.ia3.feedforward_modules) or ["down_proj"]
         targets = shape.targets(list(method.ia3.target_modules) or ["k_proj", "v_proj", "down_proj"])
@@ -188,7 +214,8 @@ def check_targets(shape: Architecture, spec: FineTuneSpec) -> None:
         known = ", ".join(dict.fromkeys(linear.name for linear in shape.linears))
         raise RunFailure(
             UNSUPPORTED_COMBINATION,
-            f"{field}: {', '.join(unknown)} names no layer of this {shape.model_type} model; its linear layers are {known}",
+            f"{field}: {', '.join(unknown)} names no layer of this {shape.model_type} model; its linear layers are "
+            f"{known}",
         )
 
 
@@ -198,10 +225,16 @@ def _weights(shape: Architecture, work: Workload) -> Part:
     other = max(0, total - linear)
     full = 4 if work.spec.training.precision == "FP32" else 2
     if quantization.type in ("NF4", "FP4"):
-        # QLoRA (Dettmers et al. 2023), section 3: half a byte, and per 64 weights a constant of 8 bit with one of 32 bit per 256 of
-        # those, or one of 32 bit when not double-quantized. Equal to what bitsandbytes allocates (notes: 69,019,392 measured).
+        # QLoRA (Dettmers et al. 2023), section 3: half a byte, and per 64 weights a constant of 8 bit with one of 32
+        # bit per 256 of
+        # those, or one of 32 bit when not double-quantized. Equal to what bitsandbytes allocates (notes: 69,019,392
+        # measured).
         state = 1 / 64 + 4 / (64 * 256) if quantization.double_quant else 4 / 64
-        return _exact("weights", linear * (0.5 + state) + other * full, f"{quantization.type} of the blocks, the rest in {8 * full} bit")
+        return _exact(
+            "weights",
+            linear * (0.5 + state) + other * full,
+            f"{quantization.type} of the blocks, the rest in {8 * full} bit",
+        )
     if quantization.type == "INT8":
         scales = 4 * shape.layers * sum(layer.outputs for layer in shape.linears)
         return _exact("weights", linear + scales + other * full, "LLM.int8(): one byte and a float32 scale per row")
@@ -210,7 +243,8 @@ def _weights(shape: Architecture, work: Workload) -> Part:
 
 def _optimizer(name: str, trained: int) -> Part:
     per_parameter = {
-        "adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 8, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256,
+        "adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 8,
+        "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256,
         "lion_8bit": 1 + 4 / 256, "adafactor": 0.1, "sgd": 0,
     }[name]  # fmt: skip
     size = trained * per_parameter
@@ -221,8 +255,9 @@ def _optimizer(name: str, trained: int) -> Part:
 def _activations(shape: Architecture, spec: FineTuneSpec, tokens: int, checkpointing: bool) -> Part:
     """What a forward pass keeps for the backward one.
 
-    After Korthikanti et al. 2022 ("Reducing Activation Recomputation"), section 4, recounted for RMSNorm, gated MLP, grouped keys,
-    attention that keeps no scores, and frozen weights (whose inputs need not be kept; a LoRA target keeps its own copy).
+    After Korthikanti et al. 2022 ("Reducing Activation Recomputation"), section 4, recounted for RMSNorm, gated MLP,
+    grouped keys, attention that keeps no scores, and frozen weights (whose inputs need not be kept; a LoRA target keeps
+    its own copy).
     """
     width = 4 if spec.training.precision == "FP32" else 2
     lora = spec.method.lora
@@ -234,7 +269,10 @@ def _activations(shape: Architecture, spec: FineTuneSpec, tokens: int, checkpoin
         asked = spec.method.ada_lora.target_modules if spec.method.type == "AdaLoRA" else lora.target_modules
         rank = spec.method.ada_lora.initial_rank if spec.method.type == "AdaLoRA" else lora.rank
         mask = 1 if (spec.method.ada_lora.dropout if spec.method.type == "AdaLoRA" else lora.dropout) else 0
-        copies = sum((width + mask) * linear.inputs + width * 2 * rank for _, linear in shape.targets(asked, lora.exclude_modules))
+        copies = sum(
+            (width + mask) * linear.inputs + width * 2 * rank
+            for _, linear in shape.targets(asked, lora.exclude_modules)
+        )
         block += copies // shape.layers
     if checkpointing:
         kept = shape.layers * width * shape.hidden + block
@@ -246,13 +284,21 @@ def _activations(shape: Architecture, spec: FineTuneSpec, tokens: int, checkpoin
 
 
 def _logits(shape: Architecture, tokens: int, learned: float) -> Part:
-    """Logits exist for learned positions only; their gradient takes their place, float32 exists for one chunk at a time."""
+    """Logits exist for learned positions only; their gradient takes their place, float32 exists for one chunk at a
+    time.
+    """
     chunk = min(tokens, _LOSS_CHUNK) * shape.vocabulary * 4 * 2
 
     def size(share: float) -> float:
         return tokens * share * shape.vocabulary * 2 + chunk
 
-    return Part("logits", size(learned) / 2, size(learned), size(1.0), "learned positions x vocabulary x 2 bytes, and one chunk in float32")
+    return Part(
+        "logits",
+        size(learned) / 2,
+        size(learned),
+        size(1.0),
+        "learned positions x vocabulary x 2 bytes, and one chunk in float32",
+    )
 
 
 def _working(shape: Architecture, spec: FineTuneSpec) -> Part:
@@ -272,7 +318,8 @@ def _sizes(share: int) -> list[int]:
 
 
 def _chosen(shape: Architecture, work: Workload, micro_batch: int, memory: float | None) -> Estimate:
-    """The estimate with or without checkpointing, as training.gradientCheckpointing says; Auto: only when it is needed."""
+    """The estimate with or without checkpointing, as training.gradientCheckpointing says; Auto: only when it is "
+    "needed."""
     asked = work.spec.training.gradient_checkpointing
     without = estimate(shape, work, micro_batch, checkpointing=False)
     if asked == "Disabled" or (asked == "Auto" and without.high <= (memory if memory is not None else 16 * GIB)):
@@ -294,7 +341,9 @@ def _status(chosen: Estimate, verdict: str, largest: int | None, message: str) -
 
 
 def _tight(memory: float) -> str:
-    return f"it is close to the {gib(memory)} of the GPU: it may run out of memory, and would then go on with a smaller micro batch"
+    return (
+        f"close to the GPU's {gib(memory)}: it may run out of memory, and would then go on with a smaller micro batch"
+    )
 
 
 def gib(size: float) -> str:

@@ -1,6 +1,7 @@
 """Why a run can fail: one exception, one closed list of reasons.
 
-The operator maps each reason to a retry policy and a hint (`finetune_operator.reasons`); a unit test holds the two lists together.
+The operator maps each reason to a retry policy and a hint (`finetune_operator.reasons`); a unit test holds the two
+lists together.
 """
 
 INVALID_DATASET = "InvalidDataset"

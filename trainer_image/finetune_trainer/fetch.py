@@ -22,7 +22,9 @@ MAX_REDIRECTS = 5
 _ATTEMPTS = 4
 _CHUNK = 1 << 20
 # Cloud metadata services hand out the node's credentials; most are link-local, these are not.
-_METADATA = {ipaddress.ip_address(address) for address in ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")}
+_METADATA = {
+    ipaddress.ip_address(address) for address in ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
+}
 
 
 def download(url: str, sha256: str, path: Path, field: str) -> None:
@@ -37,7 +39,9 @@ def download(url: str, sha256: str, path: Path, field: str) -> None:
             log.warning("dataset: %s broke off (%s); trying again", url, error)
     if found != sha256:
         raise RunFailure(
-            DIGEST_MISMATCH, f"{field}: the file behind {url} has SHA-256 {found}, {sha256} was asked for: it changed, or the value is wrong"
+            DIGEST_MISMATCH,
+            f"{field}: the file behind {url} has SHA-256 {found}, {sha256} was asked for: it changed, or the value is "
+            "wrong",
         )
 
 
@@ -56,13 +60,25 @@ def _get(url: str, path: Path, field: str) -> str:
             pool = urllib3.HTTPConnectionPool(address, port, timeout=timeout)
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        headers = {"Host": parts.netloc.rpartition("@")[2], "User-Agent": "finetune-operator", "Accept-Encoding": "identity"}
-        with pool, pool.request("GET", target, headers=headers, redirect=False, retries=False, preload_content=False) as response:
+        headers = {
+            "Host": parts.netloc.rpartition("@")[2],
+            "User-Agent": "finetune-operator",
+            "Accept-Encoding": "identity",
+        }
+        with (
+            pool,
+            pool.request(
+                "GET", target, headers=headers, redirect=False, retries=False, preload_content=False
+            ) as response,
+        ):
             if location := response.get_redirect_location():
                 url = urljoin(url, location)
                 continue
             if response.status in (401, 403, 404, 410):
-                raise RunFailure(DATASET_NOT_FOUND, f"{field}: {url} answered {response.status}: check the address and that it is public")
+                raise RunFailure(
+                    DATASET_NOT_FOUND,
+                    f"{field}: {url} answered {response.status}: check the address and that it is public",
+                )
             if response.status != 200:
                 raise urllib3.exceptions.HTTPError(f"status {response.status}")
             sha = hashlib.sha256()
@@ -87,7 +103,8 @@ def _target(url: str, field: str) -> tuple[str, str, int, bool]:
     for address in sorted(found):
         if reason := refused(address):
             raise RunFailure(
-                DATASET_NOT_FOUND, f"{field}: {url} leads to {address}, {reason}: data is fetched from public or cluster addresses only"
+                DATASET_NOT_FOUND,
+                f"{field}: {url} leads to {address}, {reason}: data is fetched from public or cluster addresses only",
             )
     return parts.hostname, min(found, key=lambda address: (":" in address, address)), port, parts.scheme == "https"
 

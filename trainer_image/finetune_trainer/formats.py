@@ -1,7 +1,7 @@
 """The shapes that rows come in: which columns make a format, and how a row of it becomes a sample.
 
-Every format is one function `row -> Sample` that raises Invalid with a message which names the field and the fix. Roles are
-normalised here (human is user, gpt is assistant); what follows only knows system, user, assistant and tool.
+Every format is one function `row -> Sample` that raises Invalid with a message which names the field and the fix. Roles
+are normalised here (human is user, gpt is assistant); what follows only knows system, user, assistant and tool.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 Message = dict[str, Any]
@@ -65,7 +66,8 @@ Row = Mapping[str, Any]
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "bing": "assistant",
     "function_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool",
 }  # fmt: skip
@@ -113,7 +115,9 @@ def _unpaired_preference(row: Row) -> Judged:
 
 @dataclass(frozen=True)
 class Format:
-    """A format: the columns that it is recognised by, how one row is read, and other names that its columns are known by."""
+    """A format: the columns that it is recognised by, how one row is read, and other names that its columns are known
+    by.
+    """
 
     name: str
     columns: tuple[str, ...]
@@ -127,7 +131,9 @@ FORMATS = (
     Format("UnpairedPreference", ("prompt", "completion", "label"), _unpaired_preference),
     Format("Messages", ("messages",), _messages),
     Format("ShareGPT", ("conversations",), _sharegpt),
-    Format("Alpaca", ("instruction", "output"), _alpaca, synonyms={"output": "response", "input": "context"}),  # dolly's names
+    Format(
+        "Alpaca", ("instruction", "output"), _alpaca, synonyms={"output": "response", "input": "context"}
+    ),  # dolly's names
     Format("PromptCompletion", ("prompt", "completion"), _prompt_completion),
     Format("Text", ("text",), _text),
 )
@@ -217,7 +223,9 @@ def _tools(row: Row) -> list[Any] | None:
 
 
 def _answer(row: Row, name: str) -> Pair | Conversation:
-    """Prompt and answer, both as text or both as messages; `name` is the answer's column. Chosen and rejected may hold all."""
+    """Prompt and answer, both as text or both as messages; `name` is the answer's column. Chosen and rejected may hold
+    all.
+    """
     value, prompt, system = row.get(name), row.get("prompt"), _system(row)
     if isinstance(value, list):
         answer = _turns(value, name)
@@ -285,18 +293,24 @@ def _content(value: Any, at: str, optional: bool) -> str:
 
 
 def _check_order(messages: list[Message], name: str) -> None:
-    """System at most once and first, then user and assistant in turn, tools between; the last turn is what is learned."""
+    """System at most once and first, then user and assistant in turn, tools between; the last turn is what is "
+    "learned."""
     roles = [message["role"] for message in messages]
     if roles[-1] != "assistant":
-        raise Invalid(f"{name} ends with a {roles[-1]} turn: the last turn must be the assistant's, it is what is learned")
+        raise Invalid(
+            f"{name} ends with a {roles[-1]} turn: the last turn must be the assistant's, it is what is learned"
+        )
     turns = roles[1:] if roles[0] == "system" else roles
     if turns[0] != "user":
         raise Invalid(f"{name} begins with a turn of {turns[0]}: the first turn after system must be the user's")
     allowed = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant"), "system": ()}
     offset = len(roles) - len(turns)
-    for index, (before, after) in enumerate(zip(turns, turns[1:], strict=False), start=offset + 1):
+    for index, (before, after) in enumerate(pairwise(turns), start=offset + 1):
         if after not in allowed[before]:
-            raise Invalid(f"{name}[{index}] is a turn of {after} after {before}: user and assistant must take turns, system comes first")
+            raise Invalid(
+                f"{name}[{index}] is a turn of {after} after {before}: user and assistant must take turns, system "
+                "comes first"
+            )
 
 
 def _shown(value: Any) -> str:

@@ -33,7 +33,9 @@ def explained(kind: Kind, repo: str, revision: str, token: str | None, role: str
         raise failure from error
 
 
-def _failure(kind: Kind, repo: str, revision: str, token: str | None, role: str, error: BaseException) -> RunFailure | None:
+def _failure(
+    kind: Kind, repo: str, revision: str, token: str | None, role: str, error: BaseException
+) -> RunFailure | None:
     from huggingface_hub import errors
 
     where = _FIELD[kind].format(role=role)
@@ -51,13 +53,17 @@ def _failure(kind: Kind, repo: str, revision: str, token: str | None, role: str,
     if status == 401 and token:
         return RunFailure(
             failures.HUB_UNAUTHORIZED,
-            f"{where}: {endpoint()} refuses the token for {repo}: put a valid one that may read it into the Secret of tokenSecretRef",
+            f"{where}: {endpoint()} refuses the token for {repo}: put a valid one that may read it into the Secret of "
+            "tokenSecretRef",
         )
     if any(isinstance(one, errors.RepositoryNotFoundError) for one in chain) or status == 404:
         hint = "check its name" if token else "check its name; if it is private, set tokenSecretRef"
         return RunFailure(not_found, f"{where}.repo: {repo} is not on {endpoint()}, or may not be seen: {hint}")
     if status in (401, 403):
-        return RunFailure(failures.HUB_UNAUTHORIZED, f"{where}: {endpoint()} answered {status} for {repo}: set tokenSecretRef to a token that may read it")
+        return RunFailure(
+            failures.HUB_UNAUTHORIZED,
+            f"{where}: {endpoint()} answered {status} for {repo}: set tokenSecretRef to a token that may read it",
+        )
     if status is not None or any(_is_connection(one) for one in chain):
         last = str(chain[-1]).splitlines()[0] if str(chain[-1]) else type(chain[-1]).__name__
         return RunFailure(failures.DOWNLOAD_FAILED, f"{where}: {endpoint()} cannot be reached for {repo} ({last})")
@@ -77,7 +83,9 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_connection(error: BaseException) -> bool:
-    import httpx
     from huggingface_hub import errors
 
-    return isinstance(error, httpx.TransportError | errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError)
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError):
+        return True
+    # the hub's client has changed its HTTP library twice; all have had a TransportError
+    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)

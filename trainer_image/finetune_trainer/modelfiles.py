@@ -1,4 +1,6 @@
-"""Which files of a model's folder are the model, and what its safetensors headers say. Standard library only: serving uses it too."""
+"""Which files of a model's folder are the model, and what its safetensors headers say. Standard library only: serving
+uses it too.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from fnmatch import fnmatchcase
 
 CONFIG = "config.json"
 _SMALL = (
-    CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tokenizer.model", "spiece.model", "tekken.json",
     "chat_template.json", "chat_template.jinja", "*.safetensors.index.json",
 )  # fmt: skip
@@ -23,7 +26,8 @@ Read = Callable[[str, int, int], bytes]
 def model_files(names: Iterable[str], remote_code: bool = False) -> list[str]:
     """The files that make up the model: config, tokenizer and safetensors in the folder itself, never a pickle.
 
-    A repository that keeps its weights twice (Mistral's consolidated.safetensors) counts once. `remote_code`: Python files too.
+    A repository that keeps its weights twice (Mistral's consolidated.safetensors) counts once. `remote_code`: Python
+    files too.
     """
     top = sorted(name for name in names if "/" not in name)
     weights = [name for name in top if fnmatchcase(name, _WEIGHTS)]
@@ -46,9 +50,15 @@ def missing(names: Iterable[str]) -> str:
     if not any(is_weights(name) for name in chosen):
         pickles = [name for name in present if any(fnmatchcase(name, pattern) for pattern in _PICKLES)]
         if pickles:
-            return f"has its weights only as pickle ({pickles[0]}), which is never read: convert them to safetensors, or name a revision that has them"
+            return (
+                f"has its weights only as pickle ({pickles[0]}), which is never read: "
+                "convert them to safetensors, or name a revision that has them"
+            )
         return "has no *.safetensors: the weights are missing"
-    if not any(name in chosen for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")):
+    if not any(
+        name in chosen
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+    ):
         return "has no tokenizer: add tokenizer.json and tokenizer_config.json"
     return ""
 

@@ -1,4 +1,6 @@
-"""Packing: short samples share one row, best fit first. What keeps them from seeing each other is `seq_lengths` in the prepared data."""
+"""Packing: short samples share one row, best fit first. What keeps them from seeing each other is `seq_lengths` in the
+prepared data.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,9 @@ import numpy as np
 def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Sample indices per row: best-fit decreasing, every sample once, no row longer than `capacity`.
 
-    The rows and the samples within them are in the order of their first sample, so that equal input gives equal rows. A sample
-    that is longer than the capacity gets a row of its own. Linear: the rows with room are found by a bit mask over the room left.
+    The rows and the samples within them are in the order of their first sample, so that equal input gives equal rows. A
+    sample that is longer than the capacity gets a row of its own. Linear: the rows with room are found by a bit mask
+    over the room left.
     """
     rows: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # row numbers by the room that they have left

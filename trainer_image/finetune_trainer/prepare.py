@@ -1,7 +1,7 @@
 """Prepare: everything that can be done, and everything that can go wrong, before a GPU is asked for.
 
-Resolve the base model; fetch, check, render and tokenize the data; pack and upload it; estimate memory; look whether the same
-run was done already. Runs on a CPU and never imports torch.
+Resolve the base model; fetch, check, render and tokenize the data; pack and upload it; estimate memory; look whether
+the same run was done already. Runs on a CPU and never imports torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 
 from finetune_operator.api.finetunestatus import DatasetStatus
-
 from finetune_trainer import basemodel, sources, tokenise
 from finetune_trainer.build import Built, build_dataset
 from finetune_trainer.estimate import estimate_run
@@ -50,7 +49,9 @@ def main(spec: RunSpec) -> Result:
         base_model=base.status,
         dataset=status,
         estimate=estimate_run(base.directory, spec.spec, base.status.parameters, built.longest_row, built.learned),
-        total_steps=total_steps(built.rows, spec.spec.training.batch_size, spec.spec.training.epochs, spec.spec.training.max_steps),
+        total_steps=total_steps(
+            built.rows, spec.spec.training.batch_size, spec.spec.training.epochs, spec.spec.training.max_steps
+        ),
         reused=_reusable(run, spec, store),
     )
     log.info("prepared: run %s, %d steps%s", run, result.total_steps, ", done before: reused" if result.reused else "")

@@ -1,13 +1,15 @@
-"""The prepared dataset: Parquet shards of packed rows, dataset.json with what is known about them, preview.json with one sample.
+"""The prepared dataset: Parquet shards of packed rows, dataset.json with what is known about them, preview.json with
+one sample.
 
-Columns, each a list of int32: input_ids; labels (-100: not learned); seq_lengths (of the samples in the row, one when not packed).
-Equal inputs give equal bytes: the digest of these files is the dataset's identity.
+Columns, each a list of int32: input_ids; labels (-100: not learned); seq_lengths (of the samples in the row, one when
+not packed). Equal inputs give equal bytes: the digest of these files is the dataset's identity.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,11 @@ def write_rows(directory: Path, split: str, reader: SpoolReader, rows: list[list
         row_ends = np.cumsum(samples, dtype=np.int64)[np.cumsum(per_row) - 1]
         token_offsets = np.concatenate([[0], row_ends]).astype(np.int32)
         sample_offsets = np.concatenate([[0], np.cumsum(per_row)]).astype(np.int32)
-        columns = [_lists(tokens.input_ids, token_offsets), _lists(tokens.labels, token_offsets), _lists(samples, sample_offsets)]
+        columns = [
+            _lists(tokens.input_ids, token_offsets),
+            _lists(tokens.labels, token_offsets),
+            _lists(samples, sample_offsets),
+        ]
         table = pa.Table.from_arrays(columns, schema=SCHEMA)
         pq.write_table(table, path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
     return count
@@ -64,7 +70,9 @@ def percentiles(lengths: np.ndarray) -> dict[str, int]:
     """How long samples are, in tokens: p50, p90, p99 and the longest."""
     if not len(lengths):
         return {}
-    return {f"p{at}": int(np.percentile(lengths, at, method="lower")) for at in (50, 90, 99)} | {"max": int(lengths.max())}
+    return {f"p{at}": int(np.percentile(lengths, at, method="lower")) for at in (50, 90, 99)} | {
+        "max": int(lengths.max())
+    }
 
 
 def preview(tokens: Tokens, tokenizer: ModelTokenizer, limit: int = 2048) -> list[dict[str, Any]]:
@@ -73,7 +81,7 @@ def preview(tokens: Tokens, tokenizer: ModelTokenizer, limit: int = 2048) -> lis
     edges = [0, *(np.flatnonzero(np.diff(learned.astype(np.int8))) + 1).tolist(), len(ids)]
     return [
         {"text": tokenizer.decode(ids[start:end]), "learned": bool(learned[start]), "tokens": end - start}
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in pairwise(edges)
         if end > start
     ]
 

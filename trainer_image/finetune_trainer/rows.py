@@ -1,6 +1,7 @@
 """Files into rows: the file type is recognised by content, read as a stream, and every row knows its file and line.
 
-A row that cannot be read carries its problem instead of a value; a file that cannot be read at all is an InvalidDataset.
+A row that cannot be read carries its problem instead of a value; a file that cannot be read at all is an
+InvalidDataset.
 """
 
 from __future__ import annotations
@@ -61,13 +62,20 @@ def recognise(head: bytes, name: str) -> FileType:
     """The file type from its first (unpacked) bytes; the name is used in messages only."""
     if head.startswith(b"PAR1"):
         return "parquet"
-    for magic, what in ((b"PK\x03\x04", "a zip archive"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
+    for magic, what in (
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ", "xz"),
+    ):
         if head.startswith(magic):
             raise RunFailure(INVALID_DATASET, f"{name} is compressed as {what}: unpack it, or pack it with gzip")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise RunFailure(INVALID_DATASET, f"{name} is UTF-16: save it as UTF-8")
     if b"\x00" in head:
-        raise RunFailure(INVALID_DATASET, f"{name} is a binary file: datasets are jsonl, json, csv or parquet, each also .gz")
+        raise RunFailure(
+            INVALID_DATASET, f"{name} is a binary file: datasets are jsonl, json, csv or parquet, each also .gz"
+        )
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
         raise RunFailure(INVALID_DATASET, f"{name} is empty")
@@ -89,7 +97,9 @@ def _open(file: DataFile) -> Iterator[IO[bytes]]:
         try:
             yield _Guarded(unpacked, raw, file.name)  # type: ignore[misc]  # read() is all that is used
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise RunFailure(INVALID_DATASET, f"{file.name} is not a whole gzip file ({error}): upload it again") from error
+            raise RunFailure(
+                INVALID_DATASET, f"{file.name} is not a whole gzip file ({error}): upload it again"
+            ) from error
 
 
 class _Guarded:
@@ -104,7 +114,8 @@ class _Guarded:
         if self._size > BOMB_FREE_BYTES and self._size > BOMB_RATIO * self._raw.tell():
             raise RunFailure(
                 INVALID_DATASET,
-                f"{self._name} unpacks to more than {BOMB_RATIO} times its size, like a gzip bomb: upload it unpacked if it is real",
+                f"{self._name} unpacks to more than {BOMB_RATIO} times its size, like a gzip bomb: upload it unpacked "
+                "if it is real",
             )
         return data
 
@@ -134,7 +145,9 @@ class _Lines:
 
 
 def _too_long(name: str, line: int) -> RunFailure:
-    return RunFailure(INVALID_DATASET, f"{name}:{line}: row is longer than {MAX_ROW_BYTES >> 20} MiB: is a line break missing?")
+    return RunFailure(
+        INVALID_DATASET, f"{name}:{line}: row is longer than {MAX_ROW_BYTES >> 20} MiB: is a line break missing?"
+    )
 
 
 def _utf8(line: bytes) -> str | None:
@@ -159,7 +172,15 @@ def _row(name: str, number: int, value: Any) -> Row:
 
 
 def _json_type(value: Any) -> str:
-    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null", dict: "object"}
+    names = {
+        list: "array",
+        str: "string",
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        type(None): "null",
+        dict: "object",
+    }
     return names[type(value)]
 
 
@@ -234,7 +255,8 @@ def _decoded(lines: _Lines, name: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             at = line + error.object[: error.start].count(b"\n")
             raise RunFailure(
-                INVALID_DATASET, f"{name}:{at}: is not UTF-8 (byte 0x{error.object[error.start]:02x}): save the file as UTF-8"
+                INVALID_DATASET,
+                f"{name}:{at}: is not UTF-8 (byte 0x{error.object[error.start]:02x}): save the file as UTF-8",
             ) from error
         line += text.count("\n")
         yield text
@@ -253,7 +275,9 @@ def _csv(lines: _Lines, name: str) -> Iterator[Row]:
     def text() -> Iterator[str]:
         for number, line in lines:
             decoded = _utf8(line)
-            if decoded is None:  # a quoted field may span lines, so the next row's start is unknown: the file is refused
+            if (
+                decoded is None
+            ):  # a quoted field may span lines, so the next row's start is unknown: the file is refused
                 raise RunFailure(INVALID_DATASET, f"{name}:{number}: {_not_utf8(line)}")
             yield decoded + "\n"
 
@@ -261,13 +285,20 @@ def _csv(lines: _Lines, name: str) -> Iterator[Row]:
     try:
         header = [column.strip() for column in next(reader)]
         if len(set(header)) != len(header) or not all(header):
-            raise RunFailure(INVALID_DATASET, f"{name}:1: the header needs one distinct name per column, found {header}")
+            raise RunFailure(
+                INVALID_DATASET, f"{name}:1: the header needs one distinct name per column, found {header}"
+            )
         start = reader.line_num + 1
         for cells in reader:
             if len(cells) == len(header):
                 yield Row(name, start, dict(zip(header, cells, strict=True)))
             elif cells:
-                yield Row(name, start, None, f"has {len(cells)} cells, the header has {len(header)}: quote cells that hold {delimiter!r}")
+                yield Row(
+                    name,
+                    start,
+                    None,
+                    f"has {len(cells)} cells, the header has {len(header)}: quote cells that hold {delimiter!r}",
+                )
             start = reader.line_num + 1
     except csv.Error as error:
         raise RunFailure(INVALID_DATASET, f"{name}:{reader.line_num}: is not CSV ({error})") from error
@@ -291,7 +322,9 @@ def _parquet(file: DataFile, compressed: bool) -> Iterator[Row]:
                     number += 1
                     yield Row(file.name, number, value)
     except (pa.ArrowException, OSError) as error:
-        raise RunFailure(INVALID_DATASET, f"{file.name}: is not a sound parquet file (row {number + 1}: {error})") from error
+        raise RunFailure(
+            INVALID_DATASET, f"{file.name}: is not a sound parquet file (row {number + 1}: {error})"
+        ) from error
     finally:
         if compressed:
             path.unlink(missing_ok=True)

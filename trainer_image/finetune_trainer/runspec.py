@@ -1,13 +1,15 @@
 """The contract between operator and trainer: the run spec that a Job is given and the Result that it leaves.
 
-pydantic and the standard library only, so that it imports in milliseconds. The parts of a Result are the API's status types: the
-operator copies them into status as they are.
+pydantic and the standard library only, so that it imports in milliseconds. The parts of a Result are the API's status
+types: the operator copies them into status as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 from typing import Literal, Self
+
+from pydantic import Field
 
 from finetune_operator.api.common import Spec, Status
 from finetune_operator.api.finetune import FineTuneSpec
@@ -19,8 +21,6 @@ from finetune_operator.api.finetunestatus import (
     EvaluationStatus,
     ExportStatus,
 )
-from pydantic import Field
-
 from finetune_trainer.digest import canonical_json
 
 Stage = Literal["prepare", "train", "export"]

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from finetune_operator.api.finetune import DatasetSource, HuggingFaceDataset
-
+from finetune_operator.api.dataset import DatasetSource, HuggingFaceDataset
 from finetune_trainer import hub
 from finetune_trainer.digest import MANIFEST
 from finetune_trainer.failures import DATASET_NOT_FOUND, RunFailure
@@ -33,7 +32,10 @@ def fetch(source: DatasetSource, role: Role, store: Store, directory: Path, moun
     if source.config_map:
         path = mounts / role / source.config_map.key
         if not path.is_file():
-            raise RunFailure(DATASET_NOT_FOUND, f"{field}.configMap: ConfigMap {source.config_map.name} has no key {source.config_map.key!r}")
+            raise RunFailure(
+                DATASET_NOT_FOUND,
+                f"{field}.configMap: ConfigMap {source.config_map.name} has no key {source.config_map.key!r}",
+            )
         return [DataFile(path, source.config_map.key)]
     if source.persistent_volume_claim:
         claim = source.persistent_volume_claim
@@ -45,12 +47,17 @@ def fetch(source: DatasetSource, role: Role, store: Store, directory: Path, moun
         return [DataFile(path, name)]
     if source.hugging_face:
         return [_hub(source.hugging_face, role, directory)]
-    raise RunFailure(DATASET_NOT_FOUND, f"{field} names no source: set one of s3, huggingFace, persistentVolumeClaim, configMap, http")
+    raise RunFailure(
+        DATASET_NOT_FOUND,
+        f"{field} names no source: set one of s3, huggingFace, persistentVolumeClaim, configMap, http",
+    )
 
 
 def data_files(names: list[str]) -> list[str]:
     """The files of a folder that hold rows: those with a known ending, or all when none has one."""
-    seen = [name for name in names if not any(part.startswith((".", "_")) for part in name.split("/")) and name != MANIFEST]
+    seen = [
+        name for name in names if not any(part.startswith((".", "_")) for part in name.split("/")) and name != MANIFEST
+    ]
     known = [name for name in seen if _SUFFIXES & {suffix.lower() for suffix in PurePosixPath(name).suffixes}]
     return sorted(known or seen)
 

@@ -1,4 +1,6 @@
-"""Tokenized samples on disk: one flat file of ids and one of labels, so that a dataset of any size is packed in bounded memory."""
+"""Tokenized samples on disk: one flat file of ids and one of labels, so that a dataset of any size is packed in bounded
+memory.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._paths = (directory / "ids.bin", directory / "labels.bin")
-        self._files = [open(path, "wb", buffering=_BUFFER) for path in self._paths]
+        self._files = [open(path, "wb", buffering=_BUFFER) for path in self._paths]  # noqa: SIM115  # closed by close()
         self._lengths, self._learned, self._hashes = array("i"), array("i"), array("Q")
 
     def add(self, tokens: Tokens, content: int) -> None:
@@ -40,7 +42,9 @@ class Spool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -106,7 +110,7 @@ def held_out(hashes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 def _mixed(values: np.ndarray, seed: int) -> np.ndarray:
     """A pseudo-random 64-bit number for each value (splitmix64)."""
-    mixed = values + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = values + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return mixed ^ (mixed >> np.uint64(31))

@@ -1,8 +1,9 @@
-"""Runs one stage of a run inside its Job: read the spec, do the work, leave exactly one Result wherever the operator looks.
+"""Runs one stage of a run inside its Job: read the spec, do the work, leave exactly one Result wherever the operator
+looks.
 
-A stage is a module with `main(spec: RunSpec) -> Result`. It raises RunFailure when the run cannot go on, and Interrupted once it has
-saved a checkpoint on SIGTERM. The Result becomes the container's termination message and is posted to the operator; whichever
-arrives first counts.
+A stage is a module with `main(spec: RunSpec) -> Result`. It raises RunFailure when the run cannot go on, and
+Interrupted once it has saved a checkpoint on SIGTERM. The Result becomes the container's termination message and is
+posted to the operator; whichever arrives first counts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Interrupted(Exception):
 
 def run_stage(stage: str, spec_path: str) -> int:
     """Run `stage` with the spec in a file; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     for chatty in ("httpx", "urllib3", "huggingface_hub", "filelock"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
@@ -52,7 +55,9 @@ def run_stage(stage: str, spec_path: str) -> int:
             result = Result.failed(spec, failures.DISK_FULL, f"no space left on the pod's volumes: {error}")
         else:
             log.exception("%s failed", stage)
-            result = Result.failed(spec, failures.INTERNAL_ERROR, f"{type(error).__name__}: {error} (traceback in the pod's log)")
+            result = Result.failed(
+                spec, failures.INTERNAL_ERROR, f"{type(error).__name__}: {error} (traceback in the pod's log)"
+            )
     return finish(result, spec)
 
 

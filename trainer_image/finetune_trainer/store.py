@@ -1,7 +1,9 @@
-"""The object store: a thin layer over the minio client that waits out an outage and trusts nothing it has not read back.
+"""The object store: a thin layer over the minio client that waits out an outage and trusts nothing it has not read
+back.
 
-All keys are relative to the store's `s3://bucket/prefix`; `at()` gives the same store at another place. Credentials come from the
-environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN). Every error leaves as a RunFailure.
+All keys are relative to the store's `s3://bucket/prefix`; `at()` gives the same store at another place. Credentials
+come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN). Every error leaves as a
+RunFailure.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -33,7 +36,9 @@ from finetune_trainer.failures import RunFailure
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
-WAIT_SECONDS = 180.0  # how long an unreachable store is waited for: a node reboot of a single MinIO takes about two minutes
+WAIT_SECONDS = (
+    180.0  # how long an unreachable store is waited for: a node reboot of a single MinIO takes about two minutes
+)
 PARALLEL = 8
 _PART = 64 << 20  # upload part; files up to this size are one PUT, whose ETag is the content's MD5
 _RANGE = 32 << 20  # download range: several connections per file, or a 5 GB shard waits for one
@@ -90,7 +95,12 @@ class Store:
         _client: Minio | None = None,
     ) -> None:
         self.bucket, self.prefix = split_uri(storage.uri)
-        self._storage, self._wait, self._secret, self._stop = storage, wait_seconds, secret_name, stop or threading.Event()
+        self._storage, self._wait, self._secret, self._stop = (
+            storage,
+            wait_seconds,
+            secret_name,
+            stop or threading.Event(),
+        )
         self._client = _client or _connect(storage)
         self.endpoint = storage.endpoint or "https://s3.amazonaws.com"
 
@@ -122,12 +132,14 @@ class Store:
 
         def read() -> bytes:
             with self.open(key) as stream:
-                return stream.read()
+                return bytes(stream.read())
 
         return self._patiently(f"reading {self.uri(key)}", read)
 
     def put_json(self, key: str, value: Any) -> None:
-        self.put_bytes(key, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode(), "application/json")
+        self.put_bytes(
+            key, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode(), "application/json"
+        )
 
     def get_json(self, key: str) -> Any | None:
         """The parsed object, or None when there is none."""
@@ -136,7 +148,9 @@ class Store:
         except ObjectNotFound:
             return None
         except ValueError as error:
-            raise RunFailure(failures.DOWNLOAD_FAILED, f"{self.uri(key)} is not JSON ({error}); delete it and run again") from error
+            raise RunFailure(
+                failures.DOWNLOAD_FAILED, f"{self.uri(key)} is not JSON ({error}); delete it and run again"
+            ) from error
 
     def put_file(self, key: str, path: Path) -> None:
         """Upload one file and read its size and checksum back."""
@@ -158,12 +172,19 @@ class Store:
         with full_disk(path), open(path, "wb") as target:
             target.truncate(found.size)
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-            list(pool.map(lambda at: self._fetch_range(key, path, at, min(_RANGE, found.size - at)), range(0, found.size, _RANGE)))
+            list(
+                pool.map(
+                    lambda at: self._fetch_range(key, path, at, min(_RANGE, found.size - at)),
+                    range(0, found.size, _RANGE),
+                )
+            )
 
     def stat(self, key: str) -> Object | None:
         """Size and ETag of an object, or None when there is none."""
         try:
-            found = self._patiently(f"looking for {self.uri(key)}", lambda: self._client.stat_object(self.bucket, self._key(key)))
+            found = self._patiently(
+                f"looking for {self.uri(key)}", lambda: self._client.stat_object(self.bucket, self._key(key))
+            )
         except ObjectNotFound:
             return None
         return Object(key, found.size or 0, (found.etag or "").strip('"'))
@@ -188,16 +209,22 @@ class Store:
         return sorted(self._patiently(f"listing s3://{self.bucket}/{base}", walk))
 
     def delete(self, prefix: str) -> int:
-        """Delete an object and everything under it as a folder; the manifest goes first, so that nothing half-deleted looks whole."""
+        """Delete an object and everything under it as a folder; returns how many objects that were.
+
+        Manifests go first, so that nothing half-deleted looks whole.
+        """
         listed = [entry.key for entry in self.list(prefix)]
         keys = sorted(listed, key=lambda key: (not key.endswith(digests.MANIFEST), key))
         for key in keys or [prefix]:
-            self._patiently(f"deleting {self.uri(key)}", lambda key=key: self._client.remove_object(self.bucket, self._key(key)))
+            remove = partial(self._client.remove_object, self.bucket, self._key(key))
+            self._patiently(f"deleting {self.uri(key)}", remove)
         return len(keys)
 
     @contextmanager
     def open(self, key: str, offset: int = 0, length: int = 0) -> Iterator[Any]:
-        """The object's content as a stream, from `offset`, `length` bytes (0: to the end). No waiting: the reader may have begun."""
+        """The object's content as a stream, from `offset`, `length` bytes (0: to the end). No waiting: the reader may
+        have begun.
+        """
         response = self._client.get_object(self.bucket, self._key(key), offset, length)
         try:
             yield response
@@ -247,7 +274,8 @@ class Store:
         manifest_extra: dict[str, Any] | None = None,
         files: Iterable[digests.File] | None = None,
     ) -> str:
-        """Upload a folder, read every file back, then write manifest.json; returns the digest. Without a manifest it does not exist.
+        """Upload a folder, read every file back, then write manifest.json; returns the digest. Without a manifest it
+        does not exist.
 
         `files`: what `digest.hash_tree(directory)` gave, when the caller has it already.
         """
@@ -281,12 +309,14 @@ class Store:
     ) -> dict[str, Any]:
         """Download what a manifest lists and check every file's sha256; returns the manifest.
 
-        `digest`: refuse any other. `manifest`: use this one (for folders of users, which have none). Files already there and
-        right are kept. Small files come whole, large ones in ranges over several connections.
+        `digest`: refuse any other. `manifest`: use this one (for folders of users, which have none). Files already
+        there and right are kept. Small files come whole, large ones in ranges over several connections.
         """
         manifest = manifest or self.manifest(prefix)
         if manifest is None:
-            raise RunFailure(failures.DOWNLOAD_FAILED, f"{self.uri(prefix)} has no {digests.MANIFEST}: it was never completed")
+            raise RunFailure(
+                failures.DOWNLOAD_FAILED, f"{self.uri(prefix)} has no {digests.MANIFEST}: it was never completed"
+            )
         if digest and manifest["digest"] != digest:
             raise RunFailure(
                 failures.DIGEST_MISMATCH, f"{self.uri(prefix)} has digest {manifest['digest']}, {digest} was asked for"
@@ -307,7 +337,11 @@ class Store:
 
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             list(pool.map(fetch, ranges))
-            wrong = [file.path for file, right in zip(wanted, pool.map(lambda f: _holds(directory, f), wanted)) if not right]
+            wrong = [
+                file.path
+                for file, right in zip(wanted, pool.map(lambda f: _holds(directory, f), wanted), strict=True)
+                if not right
+            ]
         if wrong:
             raise RunFailure(
                 failures.DIGEST_MISMATCH,
@@ -336,7 +370,9 @@ class Store:
         if stored.etag != _etag(path):  # an ETag is no checksum under SSE-KMS: then the content itself decides
             remote, local = self.hash_object(key, path.name), digests.hash_file(path)
             if (remote.sha256, remote.size) != local:
-                raise RunFailure(failures.UPLOAD_FAILED, f"{self.uri(key)} reads back with other content than was uploaded")
+                raise RunFailure(
+                    failures.UPLOAD_FAILED, f"{self.uri(key)} reads back with other content than was uploaded"
+                )
 
     def _key(self, key: str) -> str:
         return "/".join(part for part in (self.prefix, key.strip("/")) if part)
@@ -375,20 +411,27 @@ class Store:
             secret = f"Secret {self._secret!r}" if self._secret else "the storage credentials' Secret"
             raise RunFailure(
                 failures.STORAGE_UNAUTHORIZED,
-                f"{what}: {self.endpoint} answered {code}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in {secret}"
-                + (f" and that they may use bucket {self.bucket!r}" if code == "AccessDenied" else ""),
+                f"{what}: {self.endpoint} answered {code}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in "
+                f"{secret}" + (f" and that they may use bucket {self.bucket!r}" if code == "AccessDenied" else ""),
             ) from error
         status = getattr(error.response, "status", 0)
-        if status >= 500 or status == 429 or code in {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "XMinioServerNotInitialized"}:
+        if (
+            status >= 500
+            or status == 429
+            or code in {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "XMinioServerNotInitialized"}
+        ):
             return f"{code}: {error.message}"
-        raise RunFailure(failures.STORAGE_UNAVAILABLE, f"{what}: {self.endpoint} answered {code}: {error.message}") from error
+        raise RunFailure(
+            failures.STORAGE_UNAVAILABLE, f"{what}: {self.endpoint} answered {code}: {error.message}"
+        ) from error
 
     def _connection_trouble(self, what: str, error: urllib3.exceptions.HTTPError) -> str:
         cause = getattr(error, "reason", None) or error
         if isinstance(cause, urllib3.exceptions.SSLError):
             raise RunFailure(
                 failures.STORAGE_UNAVAILABLE,
-                f"{what}: TLS with {self.endpoint} failed ({cause}); check the endpoint's scheme and its CA certificate",
+                f"{what}: TLS with {self.endpoint} failed ({cause}); check the endpoint's scheme and its CA "
+                "certificate",
             ) from error
         return str(cause).rpartition(": ")[2] or type(cause).__name__
 
@@ -396,11 +439,14 @@ class Store:
 def _connect(storage: Place) -> Minio:
     parts = urlsplit(storage.endpoint or "https://s3.amazonaws.com")
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise RunFailure(failures.STORAGE_UNAVAILABLE, f"storage endpoint {storage.endpoint!r} is not http(s)://host:port")
+        raise RunFailure(
+            failures.STORAGE_UNAVAILABLE, f"storage endpoint {storage.endpoint!r} is not http(s)://host:port"
+        )
     access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
     if bool(access) != bool(secret):
         raise RunFailure(
-            failures.STORAGE_UNAUTHORIZED, "the storage Secret needs both keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            failures.STORAGE_UNAUTHORIZED,
+            "the storage Secret needs both keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
     pool = urllib3.PoolManager(
         maxsize=2 * PARALLEL,
@@ -451,5 +497,7 @@ def full_disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunFailure(failures.DISK_FULL, f"no space left for {path}; raise resources' ephemeral storage or use less data") from error
+            raise RunFailure(
+                failures.DISK_FULL, f"no space left for {path}; raise resources' ephemeral storage or use less data"
+            ) from error
         raise

@@ -1,13 +1,13 @@
 """Samples into token ids and labels, in batches, with the tokenizer of the base model.
 
-Reads tokenizer.json with the tokenizers library itself: importing transformers costs seconds and pulls in torch. Models that have
-only a SentencePiece or tiktoken file go through transformers once.
+Reads tokenizer.json with the tokenizers library itself: importing transformers costs seconds and pulls in torch. Models
+that have only a SentencePiece or tiktoken file go through transformers once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ IGNORE = -100  # the label of a token that is not learned
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 # Tokens that end an assistant turn in the templates of the field; those that the vocabulary has are used.
 _END_OF_TURN = (
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_text|>",
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>",
+    "<|end_of_text|>",
     "<|endoftext|>", "<turn|>", "</s>",
 )  # fmt: skip
 
@@ -37,7 +38,9 @@ class Tokens(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """Text that is ready to be tokenized, and the stretches of it that are learned; `whole`: BOS and EOS are still to be added."""
+    """Text that is ready to be tokenized, and the stretches of it that are learned; `whole`: BOS and EOS are still to
+    be added.
+    """
 
     text: str
     spans: list[Span]
@@ -52,7 +55,7 @@ class ModelTokenizer:
     template: ChatTemplate
     has_own_template: bool
     bos: tuple[int, ...]  # what the tokenizer puts in front of a plain text by itself
-    eos: int | None
+    eos: tuple[int, ...]  # what ends a plain text, empty when the tokenizer has no such token
     eos_token: str
     digest: str
 
@@ -90,27 +93,18 @@ class ModelTokenizer:
         return [self._tokens(one, encoding) for one, encoding in zip(rendered, encodings, strict=True)]
 
     def _tokens(self, rendered: Rendered, encoding: Encoding) -> Tokens:
-        count = len(encoding)
-        before = len(self.bos) if rendered.whole else 0
-        after = 1 if rendered.whole and self.eos is not None else 0
-        ids = np.empty(before + count + after, dtype=np.int32)
-        ids[before : before + count] = encoding.ids
-        if before:
-            ids[:before] = self.bos
-        if after:
-            ids[-1] = self.eos
+        bos, eos = (self.bos, self.eos) if rendered.whole else ((), ())
+        ids = np.array([*bos, *encoding.ids, *eos], dtype=np.int32)
         labels = np.full(len(ids), IGNORE, dtype=np.int32)
         size = len(rendered.text)
         for start, end in rendered.spans:
-            first = 0 if start == 0 else _token_at(encoding, start, size)
-            last = count if end >= size else _token_at(encoding, end, size)
-            labels[before + first : before + last] = ids[before + first : before + last]
-            if after and end >= size:
-                labels[-1] = self.eos
+            first = len(bos) + (0 if start == 0 else _token_at(encoding, start, size))
+            last = len(ids) if end >= size else len(bos) + _token_at(encoding, end, size)
+            labels[first:last] = ids[first:last]
         labels[:1] = IGNORE
         return Tokens(ids, labels)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         return str(self.backend.decode([int(token) for token in ids], skip_special_tokens=False))
 
 
@@ -132,7 +126,7 @@ def load(directory: Path) -> ModelTokenizer:
         template=ChatTemplate(source, tokens, end_tokens=[token for token in _END_OF_TURN if token in vocabulary]),
         has_own_template=own is not None,
         bos=tuple(wrapped[:starts]),
-        eos=vocabulary.get(eos_token),
+        eos=(vocabulary[eos_token],) if eos_token in vocabulary else (),
         eos_token=eos_token,
         digest="sha256:" + sha256_hex(canonical_json([backend.to_str(), source, tokens])),
     )
@@ -161,12 +155,14 @@ def _backend(directory: Path) -> Tokenizer:
     except Exception as error:
         raise RunFailure(
             BASE_MODEL_NOT_FOUND,
-            f"base model: there is no tokenizer.json, and what else is there makes no fast tokenizer ({error}); add tokenizer.json",
+            f"base model: there is no tokenizer.json, and what else is there makes no fast tokenizer ({error}); add "
+            "tokenizer.json",
         ) from error
 
 
 def _own_template(directory: Path, config: dict[str, Any]) -> str | None:
-    """The model's chat template: chat_template.jinja, chat_template.json, or in tokenizer_config.json (newest first)."""
+    """The model's chat template: chat_template.jinja, chat_template.json, or in tokenizer_config.json (newest "
+    "first)."""
     if (path := directory / "chat_template.jinja").is_file():
         return path.read_text(encoding="utf-8")
     template = _json(directory / "chat_template.json").get("chat_template") or config.get("chat_template")
@@ -193,4 +189,3 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunFailure(BASE_MODEL_NOT_FOUND, f"base model: {path.name} is not JSON ({error})") from error
     return value if isinstance(value, dict) else {}
-

@@ -1,0 +1,231 @@
+"""The prepare stage against a real MinIO: what it leaves in the bucket, and how it fails."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from finetune_trainer import basemodel, prepare, tokenise
+from finetune_trainer.failures import RunFailure
+from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
+from finetune_trainer.store import Store
+
+from .tiny import finetune_spec
+
+IGNORE = -100
+
+
+@pytest.fixture
+def bucket(endpoint: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The test's own folder in the bucket, with the tiny base model at base/."""
+    monkeypatch.setattr(prepare, "WORK", tmp_path / "work")
+    store = Store(Storage(uri=f"s3://finetune/{tmp_path.name}", endpoint=endpoint), wait_seconds=2)
+    for file in tiny_llama.iterdir():
+        store.put_file(f"base/{file.name}", file)
+    return store
+
+
+def run_prepare(bucket: Store, endpoint: str, **parts: Any) -> PrepareResult:
+    parts.setdefault("baseModel", {"s3": {"uri": bucket.uri("base")}})
+    spec = finetune_spec(**parts)
+    run = RunSpec(
+        stage="prepare",
+        namespace="demo",
+        name="t",
+        job="t-prepare",
+        spec=spec,
+        storage=Storage(uri=bucket.uri(), endpoint=endpoint),
+    )
+    result = prepare.main(run)
+    assert len(result.wire()) <= 4096
+    assert result.prepared
+    return result.prepared
+
+
+def jsonl(rows: list[Any]) -> bytes:
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+def chat(number: int, answer: str = "beta") -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": f"alpha {number}"},
+            {"role": "assistant", "content": f"{answer} {number}"},
+        ]
+    }
+
+
+def put_rows(bucket: Store, rows: list[Any], name: str = "train.jsonl") -> dict[str, Any]:
+    bucket.put_bytes(f"data/{name}", jsonl(rows))
+    return {"train": {"s3": {"uri": bucket.uri(f"data/{name}")}}}
+
+
+def download(bucket: Store, prepared: PrepareResult, directory: Path) -> list[dict[str, Any]]:
+    bucket.at(prepared.dataset.uri).download_tree("", directory, prepared.dataset.digest)
+    return pq.read_table(sorted(directory.glob("train-*.parquet"))).to_pylist()
+
+
+def test_messages_become_packed_rows_that_learn_answers_only(bucket: Store, endpoint: str, tmp_path: Path) -> None:
+    prepared = run_prepare(bucket, endpoint, dataset=put_rows(bucket, [chat(n) for n in range(40)]))
+    assert prepared.dataset.format == "Messages"
+    assert prepared.dataset.samples == 40
+    assert prepared.dataset.duplicates == 0
+    assert prepared.base_model.parameters == pq_parameters(bucket)
+    rows = download(bucket, prepared, tmp_path / "dataset")
+    assert sum(len(row["input_ids"]) for row in rows) == prepared.dataset.tokens
+    assert sum(len(row["seq_lengths"]) for row in rows) == 40
+    assert all(sum(row["seq_lengths"]) == len(row["input_ids"]) <= 64 for row in rows)
+
+    tokenizer = tokenise.load(basemodel.download(bucket, prepared.base_model, tmp_path / "model"))
+    row = rows[0]
+    length = row["seq_lengths"][0]
+    ids, labels = np.array(row["input_ids"][:length]), np.array(row["labels"][:length])
+    assert tokenizer.decode(ids) == "[user] alpha 0</s>[assistant] beta 0</s>"
+    assert tokenizer.decode(ids[labels != IGNORE]) == " beta 0</s>"  # the blank is in the word's own token
+    preview = json.loads((tmp_path / "dataset/preview.json").read_text())
+    assert [(piece["text"], piece["learned"]) for piece in preview] == [
+        ("[user] alpha 0</s>[assistant]", False),
+        (" beta 0</s>", True),
+    ]
+
+
+def pq_parameters(bucket: Store) -> int:
+    from safetensors import deserialize
+
+    tensors = deserialize(bucket.get_bytes("base/model.safetensors"))
+    return sum(int(np.prod(tensor["shape"])) for _, tensor in tensors)
+
+
+def test_the_same_inputs_have_the_same_digest_and_run_id(bucket: Store, endpoint: str) -> None:
+    dataset = put_rows(bucket, [chat(n) for n in range(10)])
+    first, second = (run_prepare(bucket, endpoint, dataset=dataset) for _ in range(2))
+    assert first == second
+    other = run_prepare(bucket, endpoint, dataset=put_rows(bucket, [chat(n) for n in range(11)]))
+    assert (other.run_id, other.dataset.digest) != (first.run_id, first.dataset.digest)
+    assert other.base_model == first.base_model
+
+
+def test_bad_rows_fail_with_file_and_line(bucket: Store, endpoint: str) -> None:
+    rows = [
+        chat(0),
+        {"messages": [{"role": "user", "content": "alpha"}]},
+        chat(1),
+        {"messages": [{"role": "boss", "content": "alpha"}]},
+    ]
+    dataset = put_rows(bucket, rows)
+    with pytest.raises(RunFailure) as caught:
+        run_prepare(bucket, endpoint, dataset=dataset)
+    assert caught.value.reason == "InvalidDataset"
+    assert caught.value.message == (
+        "2 of 4 rows are invalid; correct them, or set dataset.onInvalidRow: Skip\n"
+        "train.jsonl:2: messages ends with a user turn: the last turn must be the assistant's, it is what is learned\n"
+        'train.jsonl:4: messages[0].role is "boss": use system, user, assistant or tool'
+    )
+    prepared = run_prepare(bucket, endpoint, dataset={**dataset, "onInvalidRow": "Skip"})
+    assert (prepared.dataset.samples, prepared.dataset.skipped) == (2, 2)
+
+
+def test_a_held_out_fraction_shares_no_row_with_what_is_learned(bucket: Store, endpoint: str, tmp_path: Path) -> None:
+    rows = [chat(n % 50) for n in range(100)]  # each row twice
+    prepared = run_prepare(bucket, endpoint, dataset={**put_rows(bucket, rows), "evaluation": {"fraction": 0.1}})
+    assert prepared.dataset.samples + prepared.dataset.evaluation_samples == 100
+    assert prepared.dataset.evaluation_samples == 10
+    assert prepared.dataset.duplicates == 50
+    learned = download(bucket, prepared, tmp_path / "dataset")
+    held = pq.read_table(tmp_path / "dataset/evaluation-00000.parquet").to_pylist()
+    assert samples_of(learned).isdisjoint(samples_of(held))
+
+
+def samples_of(rows: list[dict[str, Any]]) -> set[tuple[int, ...]]:
+    found = set()
+    for row in rows:
+        start = 0
+        for length in row["seq_lengths"]:
+            found.add(tuple(row["input_ids"][start : start + length]))
+            start += length
+    return found
+
+
+def test_long_samples_are_cut_dropped_or_refused(bucket: Store, endpoint: str) -> None:
+    rows = [
+        chat(0),
+        chat(1, "beta " * 200),
+        {"messages": [{"role": "user", "content": "alpha " * 200}, {"role": "assistant", "content": "beta"}]},
+    ]
+    dataset = put_rows(bucket, rows)
+    cut = run_prepare(bucket, endpoint, dataset=dataset).dataset
+    assert (cut.samples, cut.truncated, cut.dropped) == (
+        2,
+        1,
+        1,
+    )  # the third is cut before its answer: nothing to learn
+    dropped = run_prepare(bucket, endpoint, dataset={**dataset, "onTooLong": "Drop"}).dataset
+    assert (dropped.samples, dropped.truncated, dropped.dropped) == (1, 0, 2)
+    with pytest.raises(
+        RunFailure,
+        match=r"2 samples are longer than training.maxLength \(64 tokens\)(.|\n)*train.jsonl:2: has 225 tokens",
+    ):
+        run_prepare(bucket, endpoint, dataset={**dataset, "onTooLong": "Fail"})
+
+
+def test_a_folder_of_packed_files_is_one_dataset(bucket: Store, endpoint: str) -> None:
+    bucket.put_bytes("data/part-1.jsonl.gz", gzip.compress(jsonl([chat(0), chat(1)])))
+    bucket.put_bytes("data/part-2.jsonl.gz", gzip.compress(jsonl([chat(2)])))
+    bucket.put_bytes("data/README.md", b"# about")
+    prepared = run_prepare(bucket, endpoint, dataset={"train": {"s3": {"uri": bucket.uri("data")}}})
+    assert prepared.dataset.samples == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            {"s3": {"uri": "s3://no-such-bucket/x"}},
+            "dataset.train.s3.uri: there is no bucket for s3://no-such-bucket/x",
+        ),
+        (
+            {"s3": {"uri": "s3://finetune/nothing.jsonl"}},
+            "dataset.train.s3.uri: there is nothing at s3://finetune/nothing.jsonl",
+        ),
+        (
+            {"configMap": {"name": "facts", "key": "x.jsonl"}},
+            "dataset.train.configMap: ConfigMap facts has no key 'x.jsonl'",
+        ),
+    ],
+)
+def test_a_missing_dataset_is_named(bucket: Store, endpoint: str, source: dict[str, Any], message: str) -> None:
+    with pytest.raises(RunFailure) as caught:
+        run_prepare(bucket, endpoint, dataset={"train": source})
+    assert caught.value.reason == "DatasetNotFound"
+    assert message in caught.value.message
+
+
+def test_a_base_model_without_weights_is_refused(bucket: Store, endpoint: str) -> None:
+    dataset = put_rows(bucket, [chat(0)])
+    bucket.delete("base/model.safetensors")
+    bucket.put_bytes("base/pytorch_model.bin", b"pickle")
+    with pytest.raises(RunFailure, match=r"only as pickle \(pytorch_model.bin\), which is never read") as caught:
+        run_prepare(bucket, endpoint, dataset=dataset)
+    assert caught.value.reason == "UnsupportedCombination"
+
+
+def test_weights_are_hashed_once(bucket: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = put_rows(bucket, [chat(0), chat(1)])
+    first = run_prepare(bucket, endpoint, dataset=dataset)
+    monkeypatch.setattr(Store, "hash_object", lambda *_: pytest.fail("hashed again"))
+    assert run_prepare(bucket, endpoint, dataset=dataset) == first
+
+
+def test_unknown_targets_are_refused_with_those_that_exist(bucket: Store, endpoint: str) -> None:
+    dataset = put_rows(bucket, [chat(0), chat(1)])
+    with pytest.raises(
+        RunFailure,
+        match="method.lora.targetModules: c_attn names no layer of this llama model; its linear layers are q_proj",
+    ):
+        run_prepare(
+            bucket, endpoint, dataset=dataset, method={"type": "LoRA", "lora": {"targetModules": ["c_attn", "q_proj"]}}
+        )
