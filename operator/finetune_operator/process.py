@@ -127,7 +127,7 @@ async def _require_crds(kube: Kube) -> None:
     if missing:
         raise SettingsError(
             f"the API server does not know {' and '.join(sorted(missing))} in {GROUP}/{VERSION}: "
-            "apply the CustomResourceDefinitions (kubectl apply -f crds/, or the chart with crds.install)"
+            "apply the CustomResourceDefinitions (kubectl apply -f crds/, or the chart with crds.enabled)"
         )
 
 
