@@ -2,58 +2,81 @@
 
 from __future__ import annotations
 
+import atexit
 import configparser
+import fcntl
+import functools
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-from e2e.cluster import processes, shell, tools
+from e2e.cluster import dockerfile, programs, shell
 from e2e.cluster.layout import (
-    BIN, BUILDAH_STORAGE, CACHE, IMAGE_PREFIX, MACHINE, NODE_IP, REPO,
-)  # fmt: skip
+    BIN,
+    BUILDAH_STORAGE,
+    CACHE,
+    HERE,
+    IMAGE_PREFIX,
+    MACHINE,
+    NODE_IP,
+    REPO,
+)
 from e2e.cluster.node import CONTAINERD_SOCKET
+from e2e.cluster.preflight import check_disk
 from e2e.cluster.progress import step
+from e2e.cluster.target import Target
 
 MANIFEST_TYPES = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+INSIDE_BUILD = "/run/finetune-build"
 UV_CACHE = Path(os.environ.get("UV_CACHE_DIR") or Path.home() / ".cache" / "uv")
 
+PAUSE_SOURCE = HERE / "pause"
+ROOT_FILE_SYSTEM = CACHE / "base" / "rootfs.tar"
+TORCH_GIB = 25  # its layer in four forms: downloads, buildah's store, the registry, unpacked on the node
 SUITE = "bookworm"
 BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates", "libgomp1")
 
 
 @dataclass(frozen=True)
 class Image:
-    """One image: its Dockerfile, the files of the repository that it copies, and the image that it starts from."""
+    """One image: its Dockerfile, the stage of it, and the image of ours that it starts from."""
 
     name: str
     dockerfile: str
-    inputs: tuple[str, ...] = ()
     base: tuple[str, str] | None = None  # build argument, name of our image
     target: str | None = None
-    program: str | None = None  # a Go program of tools/, copied from the cache
+    program: bool = False  # a Go program of tools/, taken from the cache of programs
 
     @property
     def context(self) -> Path:
-        return BIN if self.program else REPO
+        return BIN if self.program else ROOT_FILE_SYSTEM.parent if self.name == "base" else sources()
 
     def digest(self) -> str:
         """Hash of everything that decides what is in the image."""
-        parts: list[str] = [self.target or ""]
-        for path in _files((self.dockerfile, *self.inputs)):
-            parts.append(f"{path.relative_to(REPO)} {path.stat().st_mode & 0o111} {hashlib.sha256(path.read_bytes()).hexdigest()}")
+        stage = dockerfile.stage((sources() / self.dockerfile).read_text(), self.target)
+        parts = [stage.text]
         if self.base:
             parts.append(BY_NAME[self.base[1]].digest())
-        if self.program:
-            parts += [module.fingerprint() for module in tools.GO_MODULES if self.program in module.programs]
         if self.name == "base":
             parts.append(repr((SUITE, BASE_PACKAGES)))
+        elif self.name == "pause":
+            parts += [file.read_text() for file in _files(PAUSE_SOURCE)]
+        elif self.program:
+            parts += [module.fingerprint() for module in programs.GO_MODULES if self.name in module.programs]
+        else:
+            for source in stage.sources:
+                for file in _files(sources() / source):
+                    content = hashlib.sha256(file.read_bytes()).hexdigest()
+                    parts.append(f"{file.relative_to(sources())} {file.stat().st_mode & 0o111} {content}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @property
@@ -70,45 +93,37 @@ class Image:
         return f"{IMAGE_PREFIX}/{self.name}:{self.tag}"
 
 
-INSTALL = "requirements/install.sh"
-API = "operator/finetune_operator"
-RUN_SPEC = "trainer_image/finetune_trainer"
-
-BASE = Image("base", "e2e/cluster/images/base.Dockerfile")
-TORCH = Image("torch", "trainer_image/Dockerfile", (INSTALL, "requirements/torch.txt"), ("BASE_IMAGE", "base"), "torch")
-PAUSE = Image("pause", "e2e/cluster/images/pause.Dockerfile", program="pause")
-COREDNS = Image("coredns", "e2e/cluster/images/coredns.Dockerfile", program="coredns")
-MINIO = Image("minio", "e2e/cluster/images/minio.Dockerfile", program="minio")
-OPERATOR = Image(
-    "operator", "operator/Dockerfile", (INSTALL, "requirements/operator.txt", API, RUN_SPEC), ("BASE_IMAGE", "base")
-)  # fmt: skip
-TRAINER = Image(
-    "trainer", "trainer_image/Dockerfile", (INSTALL, "requirements/torch.txt", "requirements/trainer.txt", API, RUN_SPEC), ("BASE_IMAGE", "base")
-)  # fmt: skip
-AGENT = Image(
-    "agent", "serving_image/Dockerfile",
-    (INSTALL, "requirements/serving.txt", API, RUN_SPEC, "serving_image/finetune_serving"), ("BASE_IMAGE", "base"),
-)  # fmt: skip
-ENGINE = Image(
-    "engine", "serving_image/Dockerfile.engine", (INSTALL, "requirements/engine-cpu.txt"), ("TORCH_IMAGE", "torch")
-)  # fmt: skip
+BASE = Image("base", "e2e/cluster/dockerfiles/base.Dockerfile")
+ON_BASE = ("BASE_IMAGE", "base")
+TORCH = Image("torch", "trainer_image/Dockerfile", ON_BASE, target="torch")
+PAUSE = Image("pause", "e2e/cluster/dockerfiles/pause.Dockerfile", program=True)
+COREDNS = Image("coredns", "e2e/cluster/dockerfiles/coredns.Dockerfile", program=True)
+MINIO = Image("minio", "e2e/cluster/dockerfiles/minio.Dockerfile", program=True)
+OPERATOR = Image("operator", "operator/Dockerfile", ON_BASE)
+TRAINER = Image("trainer", "trainer_image/Dockerfile", ON_BASE)
+AGENT = Image("agent", "serving_image/Dockerfile", ON_BASE)
+ENGINE = Image("engine", "serving_image/Dockerfile.engine", ("TORCH_IMAGE", "torch"))
 
 SYSTEM = (PAUSE, COREDNS)  # what a bare cluster needs
-PRODUCT = (OPERATOR, AGENT, TRAINER, ENGINE, MINIO)
+PRODUCT = (OPERATOR, AGENT, MINIO, TRAINER, ENGINE)
 BY_NAME = {image.name: image for image in (BASE, TORCH, *SYSTEM, *PRODUCT)}
 
 
-def _files(paths: tuple[str, ...]) -> Iterator[Path]:
-    """The files below some paths of the repository, in a fixed order, without what Python leaves there."""
-    for path in paths:
-        start = REPO / path
-        for file in sorted(start.rglob("*")) if start.is_dir() else [start]:
-            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".pyc":
-                yield file
+@functools.cache
+def sources() -> Path:
+    """A copy of what images are made of, so that an edit during a build cannot end up under another content's tag."""
+    copy = tempfile.TemporaryDirectory(prefix="finetune-sources-")
+    atexit.register(copy.cleanup)
+    for folder in ("operator", "trainer_image", "serving_image", "requirements", "e2e/cluster/dockerfiles"):
+        skip = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
+        shutil.copytree(REPO / folder, Path(copy.name) / folder, ignore=skip)
+    shutil.copy2(REPO / ".dockerignore", copy.name)
+    return Path(copy.name)
 
 
-def missing(images: tuple[Image, ...]) -> list[Image]:
-    return [image for image in images if not in_registry(image)]
+def _files(start: Path) -> Iterator[Path]:
+    """A file, or the files below a folder, in a fixed order."""
+    yield from (file for file in (sorted(start.rglob("*")) if start.is_dir() else [start]) if file.is_file())
 
 
 def in_registry(image: Image) -> bool:
@@ -126,53 +141,77 @@ def registry_answers() -> bool:
 
 
 def _registry(method: str, path: str) -> int:
-    request = urllib.request.Request(f"http://{NODE_IP}:5000/v2/{path}", method=method, headers={"Accept": MANIFEST_TYPES})
+    request = urllib.request.Request(
+        f"http://{NODE_IP}:5000/v2/{path}", method=method, headers={"Accept": MANIFEST_TYPES}
+    )
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
-    return direct.open(request, timeout=5).status
+    status: int = direct.open(request, timeout=5).status
+    return status
 
 
-def ensure(images: tuple[Image, ...]) -> None:
-    """Build, push and unpack on the node what is not there yet, in the given order."""
-    with _one_build_at_a_time():
-        for image in missing(images):
-            build(image)
-            push(image)
-    on_node = set(shell.output(*_ctr("images", "ls", "-q")).split())
-    for image in images:
-        if image.reference not in on_node:
-            pull(image)
+def ensure(images: Iterable[Image], cluster: Target) -> bool:
+    """Build, push and unpack on the node what is not there yet, in the given order; True when anything was done."""
+    wanted = list(images)
+
+    def missing() -> list[Image]:
+        return [image for image in wanted if not cluster.embedded or not in_registry(image)]
+
+    changed = bool(missing())
+    if changed:
+        with _build_lock():
+            for image in missing():  # asked again: whoever held the lock may have built it
+                build(image)
+                push(image, cluster)
+    if cluster.embedded:
+        on_node = set(shell.output(*ctr("images", "ls", "-q")).split())
+        for image in wanted:
+            if image.reference not in on_node:
+                pull(image)
+                changed = True
+    return changed
 
 
 def build(image: Image) -> None:
     log = CACHE / "log" / f"image-{image.name}.log"
     if image.base and not _is_built(base := BY_NAME[image.base[1]]):
+        if base is TORCH:
+            check_disk(TORCH_GIB, "building the trainer and engine images")
         build(base)
-    if image.program == "pause":
-        with step("build pause (Go)", log):
-            shell.logged(["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", BIN / "pause"], log, cwd=REPO / "e2e/cluster/pause", env={"CGO_ENABLED": "0"})  # fmt: skip
+    if image.name == "pause":
+        command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(BIN / "pause")]
+        shell.logged(command, log, cwd=PAUSE_SOURCE, env={"CGO_ENABLED": "0"})
     if image.name == "base":
         _build_root_file_system(log)
     with step(f"build image {image.name}:{image.tag}", log), _build_mounts() as mounts:
-        arguments = ["build", "--isolation", "chroot", "--layers", "--format", "oci", "--file", REPO / image.dockerfile]
+        arguments: list[str | Path] = [
+            "build",
+            "--isolation",
+            "chroot",
+            "--layers",
+            "--format",
+            "oci",
+            "--file",
+            sources() / image.dockerfile,
+        ]
         if image.base:
             arguments += ["--build-arg", f"{image.base[0]}={BY_NAME[image.base[1]].local}"]
         if image.target:
             arguments += ["--target", image.target]
-        context = CACHE / "base" if image.name == "base" else image.context
-        shell.logged([*_buildah(), *arguments, *mounts, "--tag", image.local, context], log)
+        shell.logged([*_buildah(), *arguments, *mounts, "--tag", image.local, image.context], log)
 
 
-def push(image: Image) -> None:
+def push(image: Image, cluster: Target) -> None:
     log = CACHE / "log" / f"image-{image.name}.log"
-    destination = f"docker://{NODE_IP}:5000/finetune-operator/{image.name}:{image.tag}"
+    destination = f"docker://{cluster.push_to}/{image.name}:{image.tag}"
+    how = ["--tls-verify=false", *COMPRESSION] if cluster.embedded else []
     with step(f"push image {image.name}", log):
-        shell.logged([*_buildah(), "push", "--tls-verify=false", *COMPRESSION, image.local, destination], log)
+        shell.logged([*_buildah(), "push", *how, image.local, destination], log)
 
 
 def pull(image: Image) -> None:
     """Unpack it on the node ahead of the first pod, so that no pod's start includes it."""
     with step(f"unpack image {image.name} on the node", log := CACHE / "log" / f"image-{image.name}.log"):
-        shell.logged(_ctr("images", "pull", "--plain-http", image.reference), log)
+        shell.logged(ctr("images", "pull", "--plain-http", image.reference), log)
 
 
 COMPRESSION = ("--disable-compression",)
@@ -184,47 +223,59 @@ def _is_built(image: Image) -> bool:
 
 def _buildah() -> list[str]:
     return [
-        "buildah", "--root", str(BUILDAH_STORAGE), "--runroot", str(MACHINE / "buildah"), "--storage-driver", "overlay",
-    ]  # fmt: skip
+        "buildah",
+        "--root",
+        str(BUILDAH_STORAGE),
+        "--runroot",
+        str(MACHINE / "buildah"),
+        "--storage-driver",
+        "overlay",
+    ]
 
 
-def _ctr(*arguments: str) -> list[str]:
+def ctr(*arguments: str) -> list[str]:
     return [*shell.IN_NAMESPACE, "ctr", "--address", str(CONTAINERD_SOCKET), "--namespace", "k8s.io", *arguments]
 
 
 def _build_root_file_system(log: Path) -> None:
     """A minimal Debian with Python: the base where no image registry can be reached."""
-    target = CACHE / "base" / "rootfs.tar"
+    target = ROOT_FILE_SYSTEM
     target.parent.mkdir(parents=True, exist_ok=True)
     with step(f"make the base file system (Debian {SUITE})", log):
         fresh = target.with_suffix(".new.tar")
         shell.logged(
-            ["mmdebstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}",
-             "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
-             "--dpkgopt=path-exclude=/usr/share/locale/*", SUITE, fresh], log,
-        )  # fmt: skip
+            [
+                "mmdebstrap",
+                "--variant=minbase",
+                f"--include={','.join(BASE_PACKAGES)}",
+                "--dpkgopt=path-exclude=/usr/share/doc/*",
+                "--dpkgopt=path-exclude=/usr/share/man/*",
+                "--dpkgopt=path-exclude=/usr/share/locale/*",
+                SUITE,
+                fresh,
+            ],
+            log,
+        )
         os.replace(fresh, target)
 
 
 @contextmanager
 def _build_mounts() -> Iterator[list[str]]:
-    """The machine's certificates, package index and download cache, visible to a build and never in the image."""
+    """What only this machine has, for requirements/install.sh: certificates, package index, downloads."""
     with tempfile.TemporaryDirectory(prefix="finetune-build-") as folder:
-        inside = "/run/finetune-build"
-        mounts = []
+        shown = Path(folder)
         authorities = os.environ.get("SSL_CERT_FILE")
         if authorities and Path(authorities).exists():
-            mounts += ["--volume", f"{authorities}:{inside}/ca.crt:ro"]
+            shutil.copy(authorities, shown / "ca.crt")
         pip = Path(os.environ.get("PIP_CONFIG_FILE") or "/etc/pip.conf")
         if pip.exists():
-            mounts += ["--volume", f"{pip}:{inside}/pip.conf:ro"]
+            shutil.copy(pip, shown / "pip.conf")
             if index := _index_url(pip):
-                uv = Path(folder) / "uv.toml"
-                uv.write_text(f"index-url = {json.dumps(index)}\n")
-                mounts += ["--volume", f"{uv}:{inside}/uv.toml:ro"]
+                (shown / "uv.toml").write_text(f"index-url = {json.dumps(index)}\n")
+        (shown / "uv-cache").mkdir()
         UV_CACHE.mkdir(parents=True, exist_ok=True)
-        mounts += ["--volume", f"{UV_CACHE}:{inside}/uv-cache"]
-        yield mounts
+        # One folder, for a mounted file leaves an empty file of its name in the image.
+        yield ["--volume", f"{shown}:{INSIDE_BUILD}:ro", "--volume", f"{UV_CACHE}:{INSIDE_BUILD}/uv-cache"]
 
 
 def _index_url(pip_conf: Path) -> str | None:
@@ -235,10 +286,24 @@ def _index_url(pip_conf: Path) -> str | None:
 
 
 @contextmanager
-def _one_build_at_a_time() -> Iterator[None]:
-    import fcntl
-
-    MACHINE.mkdir(parents=True, exist_ok=True)
-    with (MACHINE / "build.lock").open("w") as lock:
+def _build_lock() -> Iterator[None]:
+    with _lock_file() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def no_build_running() -> Iterator[bool]:
+    """Whether nobody on this machine builds images, and nobody begins to meanwhile."""
+    with _lock_file() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _lock_file() -> TextIO:
+    MACHINE.mkdir(parents=True, exist_ok=True)
+    return (MACHINE / "build.lock").open("w")

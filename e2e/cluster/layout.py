@@ -14,7 +14,6 @@ LOGS = STATE / "log"
 RUN = STATE / "run"
 PKI = STATE / "pki"
 KUBECONFIG = STATE / "kubeconfig"
-CREDENTIALS = STATE / "storage-credentials.json"
 
 # What every clone of this machine shares: programs, image layers, the registry's and containerd's content.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
@@ -52,13 +51,3 @@ PRETEND_GPUS = 2
 SYSTEM_NAMESPACE = "finetune-system"
 DEMO_NAMESPACE = "demo"
 RELEASE = "finetune-operator"
-
-
-def existing_cluster() -> Path | None:
-    """The kubeconfig of the user's own cluster, when KUBECONFIG or CLUSTER=existing asks for that one."""
-    given = os.environ.get("KUBECONFIG", "")
-    if given and Path(given).resolve() != KUBECONFIG.resolve():
-        return Path(given)
-    if os.environ.get("CLUSTER") == "existing":
-        return Path.home() / ".kube" / "config"
-    return None

@@ -7,8 +7,15 @@ import json
 
 from e2e.cluster import shell
 from e2e.cluster.layout import (
-    HOST_IP, LINK_CIDR, NETNS, NETNS_PATH, NODE_IP, POD_CIDR, SERVICE_CIDR, VETH,
-)  # fmt: skip
+    HOST_IP,
+    LINK_CIDR,
+    NETNS,
+    NETNS_PATH,
+    NODE_IP,
+    POD_CIDR,
+    SERVICE_CIDR,
+    VETH,
+)
 from e2e.cluster.progress import Refused
 
 
@@ -28,7 +35,11 @@ def check() -> None:
     routes = json.loads(shell.output("ip", "-json", "-4", "route", "show", "table", "all") or "[]")
     for cidr in (LINK_CIDR, POD_CIDR, SERVICE_CIDR):
         for route in routes:
-            if route["dst"] in ("default", VETH) or route.get("dev") == VETH or route.get("type") in ("broadcast", "local"):
+            if (
+                route["dst"] in ("default", VETH)
+                or route.get("dev") == VETH
+                or route.get("type") in ("broadcast", "local")
+            ):
                 continue
             if ipaddress.ip_network(cidr).overlaps(ipaddress.ip_network(route["dst"], strict=False)):
                 raise Refused(

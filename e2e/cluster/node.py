@@ -7,9 +7,22 @@ import shutil
 from pathlib import Path
 
 from e2e.cluster.layout import (
-    BIN, CGROUP, CNI_NETWORK, CONTAINERD_ROOT, DNS_SERVICE_IP, MACHINE, NODE, NODE_IP, NODE_POD_CIDR,
-    PKI, POD_CIDR, REGISTRY_LISTEN, REGISTRY_STORAGE, SERVICE_CIDR, STATE,
-)  # fmt: skip
+    BIN,
+    CGROUP,
+    CNI_NETWORK,
+    CONTAINERD_ROOT,
+    DNS_SERVICE_IP,
+    MACHINE,
+    NODE,
+    NODE_IP,
+    NODE_POD_CIDR,
+    PKI,
+    POD_CIDR,
+    REGISTRY_LISTEN,
+    REGISTRY_STORAGE,
+    SERVICE_CIDR,
+    STATE,
+)
 from e2e.cluster.processes import Process
 
 CONTAINERD_SOCKET = MACHINE / "containerd.sock"  # in the clone its path could grow past what a socket may have
@@ -41,7 +54,9 @@ def registry() -> Process:
         "http": {"addr": REGISTRY_LISTEN},
     }
     path = CONFIG / "registry.yaml"
-    return Process("registry", (_debian("docker-registry"), "serve", str(path)), ((path, json.dumps(config, indent=1)),))
+    return Process(
+        "registry", (_debian("docker-registry"), "serve", str(path)), ((path, json.dumps(config, indent=1)),)
+    )
 
 
 def containerd(pause_image: str) -> Process:
@@ -197,7 +212,9 @@ def proxy() -> Process:
         "conntrack": {"maxPerCore": 0},  # the host's limit, which a namespace may not set
     }
     path = CONFIG / "proxy.yaml"
-    return Process("kube-proxy", (str(BIN / "kube-proxy"), "--config", str(path)), ((path, json.dumps(config, indent=1)),))
+    return Process(
+        "kube-proxy", (str(BIN / "kube-proxy"), "--config", str(path)), ((path, json.dumps(config, indent=1)),)
+    )
 
 
 def _client(name: str) -> dict[str, Path]:
@@ -207,5 +224,3 @@ def _client(name: str) -> dict[str, Path]:
 
 def _flags(flags: dict[str, object]) -> list[str]:
     return [f"--{name}={value}" for name, value in flags.items()]
-
-

@@ -29,8 +29,14 @@ CERTIFICATES = (
         "apiserver",
         "/CN=kube-apiserver",
         (
-            "IP:127.0.0.1", f"IP:{NODE_IP}", f"IP:{KUBERNETES_SERVICE_IP}", "DNS:localhost", "DNS:kubernetes",
-            "DNS:kubernetes.default", "DNS:kubernetes.default.svc", "DNS:kubernetes.default.svc.cluster.local",
+            "IP:127.0.0.1",
+            f"IP:{NODE_IP}",
+            f"IP:{KUBERNETES_SERVICE_IP}",
+            "DNS:localhost",
+            "DNS:kubernetes",
+            "DNS:kubernetes.default",
+            "DNS:kubernetes.default.svc",
+            "DNS:kubernetes.default.svc.cluster.local",
         ),
     ),
     Certificate("admin", "/O=system:masters/CN=admin", kubeconfig=True),
@@ -39,10 +45,13 @@ CERTIFICATES = (
     Certificate("proxy", "/CN=system:kube-proxy", kubeconfig=True),
     # The API server reaches the kubelet by the node's address, so that must be in the kubelet's certificate.
     Certificate(
-        "kubelet", f"/O=system:nodes/CN=system:node:{NODE}", ("IP:127.0.0.1", f"IP:{NODE_IP}", f"DNS:{NODE}"), kubeconfig=True
+        "kubelet",
+        f"/O=system:nodes/CN=system:node:{NODE}",
+        ("IP:127.0.0.1", f"IP:{NODE_IP}", f"DNS:{NODE}"),
+        kubeconfig=True,
     ),
     Certificate("front-proxy", "/CN=front-proxy"),
-)  # fmt: skip
+)
 
 
 def ensure() -> bool:
@@ -74,7 +83,19 @@ def _new_key(path: Path) -> None:
 
 def _authority() -> None:
     _new_key(PKI / "ca.key")
-    _openssl("req", "-x509", "-new", "-key", PKI / "ca.key", "-days", DAYS, "-subj", "/CN=finetune-cluster", "-out", PKI / "ca.crt")
+    _openssl(
+        "req",
+        "-x509",
+        "-new",
+        "-key",
+        PKI / "ca.key",
+        "-days",
+        DAYS,
+        "-subj",
+        "/CN=finetune-cluster",
+        "-out",
+        PKI / "ca.crt",
+    )
 
 
 def _service_account_key() -> None:
@@ -89,9 +110,22 @@ def _issue(certificate: Certificate) -> None:
     hosts = ",".join(certificate.hosts) or f"DNS:{certificate.name}"
     extensions.write_text(f"extendedKeyUsage=serverAuth,clientAuth\nsubjectAltName={hosts}\n")
     _openssl(
-        "x509", "-req", "-in", request, "-CA", PKI / "ca.crt", "-CAkey", PKI / "ca.key", "-CAcreateserial",
-        "-days", DAYS, "-extfile", extensions, "-out", PKI / f"{certificate.name}.crt",
-    )  # fmt: skip
+        "x509",
+        "-req",
+        "-in",
+        request,
+        "-CA",
+        PKI / "ca.crt",
+        "-CAkey",
+        PKI / "ca.key",
+        "-CAcreateserial",
+        "-days",
+        DAYS,
+        "-extfile",
+        extensions,
+        "-out",
+        PKI / f"{certificate.name}.crt",
+    )
     request.unlink()
     extensions.unlink()
 

@@ -71,7 +71,7 @@ def start(process: Process) -> None:
             cwd="/",
             env={**os.environ, MARK: process.mark()},
             start_new_session=True,
-            preexec_fn=lambda: process.pid_file.write_text(str(os.getpid())) and None,
+            preexec_fn=lambda: process.pid_file.write_text(str(os.getpid())) and None,  # noqa: PLW1509 (we have no threads)
         )
 
 
@@ -79,7 +79,10 @@ def stop(process: Process) -> None:
     """End this program, and any copy of it whose pid file was lost; it must not run twice on the same data."""
     for pid in in_namespace():
         # A container's shim inherits the mark of containerd, but is another program.
-        if (_mark(pid) or "").startswith(process.name + "/") and _program(pid) in (Path(process.command[0]).name, "nsenter"):
+        if (_mark(pid) or "").startswith(process.name + "/") and program(pid) in (
+            Path(process.command[0]).name,
+            "nsenter",
+        ):
             kill(pid, signal.SIGTERM, patience=10)
     process.pid_file.unlink(missing_ok=True)
 
@@ -143,7 +146,7 @@ def _mark(pid: int) -> str | None:
     return None
 
 
-def _program(pid: int) -> str:
+def program(pid: int) -> str:
     try:
         return Path(os.readlink(f"/proc/{pid}/exe")).name.removesuffix(" (deleted)")
     except OSError:

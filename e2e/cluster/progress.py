@@ -27,6 +27,9 @@ def step(what: str, log: Path | None = None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        print(f"{' ' if interactive else '  ' + what + ' '}failed after {time.monotonic() - started:.1f}s{where}", flush=True)
+        print(
+            f"{' ' if interactive else '  ' + what + ' '}failed after {time.monotonic() - started:.1f}s{where}",
+            flush=True,
+        )
         raise
     print(f"{' ' if interactive else '  ' + what + ' '}done in {time.monotonic() - started:.1f}s", flush=True)

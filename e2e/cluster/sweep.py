@@ -25,9 +25,11 @@ def claim() -> None:
 
 
 def refuse_if_alive(owner: Path) -> None:
-    running = {processes._program(pid) for pid in processes.in_namespace()}
+    running = {processes.program(pid) for pid in processes.in_namespace()}
     if owner.exists() and any(program in running for program in CONTROL_PLANE):
-        raise Refused(f"another clone's cluster is running on this machine; stop it first: make -C {owner.parent} cluster-down")
+        raise Refused(
+            f"another clone's cluster is running on this machine; stop it first: make -C {owner.parent} cluster-down"
+        )
 
 
 def remove(state: Path) -> None:
@@ -54,7 +56,7 @@ def _kill_everything() -> None:
     """First the programs that start others, then the pods, then whatever is left; nothing here needs a farewell."""
     deadline = time.monotonic() + 30
     while victims := processes.in_namespace() | _in_cgroups():
-        starters = {pid for pid in victims if processes._program(pid) in ("kubelet", "containerd")}
+        starters = {pid for pid in victims if processes.program(pid) in ("kubelet", "containerd")}
         for pid in starters or victims:
             processes.kill(pid, signal.SIGKILL, patience=5)
         if time.monotonic() > deadline:

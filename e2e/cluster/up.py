@@ -6,20 +6,20 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from typing import Any
 
-from e2e.cluster import images, network, node, pki, preflight, processes, shell, sweep, tools
-from e2e.cluster.layout import BIN, CGROUP, HERE, KUBECONFIG, NODE, NODE_IP, PRETEND_GPUS, RUN, STATE
+from e2e.cluster import images, network, node, pki, preflight, processes, programs, shell, sweep
+from e2e.cluster.layout import HERE, NODE, PRETEND_GPUS, RUN, STATE
 from e2e.cluster.processes import Process
 from e2e.cluster.progress import Refused, say, step
-
-COLD_DISK_GIB, WARM_DISK_GIB = 12, 3
+from e2e.cluster.target import EMBEDDED
 
 
 def up() -> bool:
     """Bring the cluster up; True when anything had to be done."""
-    stale = bool(tools.stale_modules() or tools.missing_packages())
-    preflight.check(COLD_DISK_GIB if stale else WARM_DISK_GIB)
-    tools.install()
+    stale = bool(programs.stale_modules() or programs.missing_packages())
+    preflight.check()
+    programs.install()
     sweep.claim()
     if not RUN.exists():  # a fresh clone, or one whose state was deleted under a running cluster
         sweep.remove(STATE)
@@ -46,16 +46,18 @@ def _start_programs(fresh: bool) -> bool:
     second = [node.controller_manager(), node.scheduler(), node.kubelet(), node.proxy()]
     started = _start(first)
     if containerd in started:
-        _until("containerd", containerd, lambda: shell.succeeds(*images._ctr("version")))
+        _until("containerd", containerd, lambda: shell.succeeds(*images.ctr("version")))
         if fresh and _forget_containers():
-            processes.start(containerd)
-            _until("containerd", containerd, lambda: shell.succeeds(*images._ctr("version")))
+            processes.start(containerd)  # its CRI part reads them once, at the start
+            _until("containerd", containerd, lambda: shell.succeeds(*images.ctr("version")))
     if node.registry() in started:
         _until("the image registry", node.registry(), images.registry_answers)
-    images.ensure(images.SYSTEM[:1])
+    images.ensure((images.PAUSE,), EMBEDDED)
     if started or any(processes.running(process) is None for process in second):
         with step("kube-apiserver ready", node.apiserver().log):
-            _until("kube-apiserver", node.apiserver(), lambda: shell.succeeds(*kubectl("get", "--raw", "/readyz")))
+            _until(
+                "kube-apiserver", node.apiserver(), lambda: shell.succeeds(*EMBEDDED.kubectl("get", "--raw", "/readyz"))
+            )
     return bool(_start(second) or started)
 
 
@@ -71,9 +73,9 @@ def _start(wanted: list[Process]) -> list[Process]:
 
 def _forget_containers() -> bool:
     """Remove another cluster's containers from containerd's shared store, images stay; True when there were any."""
-    found = shell.output(*images._ctr("containers", "ls", "-q"), check=False).split()
+    found = shell.output(*images.ctr("containers", "ls", "-q"), check=False).split()
     if found:
-        shell.output(*images._ctr("containers", "rm", *found), check=False)
+        shell.output(*images.ctr("containers", "rm", *found), check=False)
     return bool(found)
 
 
@@ -87,13 +89,15 @@ def _make_node_ready() -> bool:
     return True
 
 
-def _node_status() -> dict | None:
-    text = shell.output(*kubectl("get", "node", NODE, "-o", "json", "--ignore-not-found"), check=False)
+def _node_status() -> dict[str, Any] | None:
+    text = shell.output(*EMBEDDED.kubectl("get", "node", NODE, "-o", "json", "--ignore-not-found"), check=False)
     return json.loads(text)["status"] if text.strip() else None
 
 
-def _is_ready(status: dict) -> bool:
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", []))
+def _is_ready(status: dict[str, Any]) -> bool:
+    return any(
+        condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", [])
+    )
 
 
 def _pretend_gpus() -> None:
@@ -102,21 +106,27 @@ def _pretend_gpus() -> None:
         {"op": "add", "path": f"/status/{field}/nvidia.com~1gpu", "value": str(PRETEND_GPUS)}
         for field in ("capacity", "allocatable")
     ]
-    shell.output(*kubectl("patch", "node", NODE, "--subresource=status", "--type=json", "-p", json.dumps(patch)))
+    shell.output(
+        *EMBEDDED.kubectl("patch", "node", NODE, "--subresource=status", "--type=json", "-p", json.dumps(patch))
+    )
 
 
 def _apply_dns() -> bool:
     manifest = (HERE / "coredns.yaml").read_text().replace("COREDNS_IMAGE", images.COREDNS.reference)
     available = shell.output(
-        *kubectl("-n", "kube-system", "get", "deployment", "coredns", "--ignore-not-found"),
-        "-o", "jsonpath={.status.availableReplicas} {.spec.template.spec.containers[0].image}", check=False,
-    )  # fmt: skip
+        *EMBEDDED.kubectl("-n", "kube-system", "get", "deployment", "coredns", "--ignore-not-found"),
+        "-o",
+        "jsonpath={.status.availableReplicas} {.spec.template.spec.containers[0].image}",
+        check=False,
+    )
     if available == f"1 {images.COREDNS.reference}":
         return False
-    images.ensure(images.SYSTEM)
+    images.ensure((images.COREDNS,), EMBEDDED)
     with step("CoreDNS"):
-        shell.output(*kubectl("apply", "-f", "-"), stdin=manifest)
-        shell.output(*kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s"))
+        shell.output(*EMBEDDED.kubectl("apply", "-f", "-"), stdin=manifest)
+        shell.output(
+            *EMBEDDED.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+        )
     return True
 
 
@@ -146,7 +156,3 @@ def _make_cgroups() -> None:
                         control.write_text(f"+{controller}")
                     except OSError:
                         continue
-
-
-def kubectl(*arguments: str) -> list[str]:
-    return [str(BIN / "kubectl"), "--kubeconfig", str(KUBECONFIG), *arguments]

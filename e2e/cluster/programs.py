@@ -66,8 +66,13 @@ GO_MODULES = (
         {
             name: f"k8s.io/kubernetes/cmd/{name}"
             for name in (
-                "kube-apiserver", "kubectl", "kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy",
-            )  # fmt: skip
+                "kube-apiserver",
+                "kubectl",
+                "kubelet",
+                "kube-controller-manager",
+                "kube-scheduler",
+                "kube-proxy",
+            )
         },
     ),
     GoModule("coredns", {"coredns": "github.com/coredns/coredns"}),
@@ -103,11 +108,15 @@ def check() -> None:
     """Refuse what `install` could not do, before anything is changed."""
     packages = missing_packages()
     if packages and not shutil.which("apt-get"):
-        raise Refused(f"not installed: {', '.join(packages)} (Debian package names); there is no apt-get to install them")
+        raise Refused(
+            f"not installed: {', '.join(packages)} (Debian package names); there is no apt-get to install them"
+        )
     if stale_modules():
         if not shutil.which("go"):
             names = ", ".join(name for module in stale_modules() for name in module.programs)
-            raise Refused(f"Go is not installed, and {names} must be built: install Go {GO_VERSION[0]}.{GO_VERSION[1]} or newer")
+            raise Refused(
+                f"Go is not installed, and {names} must be built: install Go {GO_VERSION[0]}.{GO_VERSION[1]} or newer"
+            )
         version = re.search(r"go(\d+)\.(\d+)", shell.output("go", "version"))
         if version and tuple(map(int, version.groups())) < GO_VERSION:
             raise Refused(f"{version.group()} is too old: install Go {GO_VERSION[0]}.{GO_VERSION[1]} or newer")
@@ -136,8 +145,10 @@ def build(module: GoModule) -> None:
         with step(f"build {name} (Go)", log):
             shell.logged(
                 ["go", "build", "-trimpath", "-ldflags", module.linker_flags(), "-o", fresh, package],
-                log, cwd=module.path, env={"CGO_ENABLED": "0"},
-            )  # fmt: skip
+                log,
+                cwd=module.path,
+                env={"CGO_ENABLED": "0"},
+            )
             os.replace(fresh, BIN / name)
     (BIN / f".{module.folder}.stamp").write_text(module.fingerprint())
 

@@ -1,0 +1,93 @@
+"""`make deploy`: the chart with these very images, storage credentials, and the demo's namespace."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from e2e.cluster import images, shell
+from e2e.cluster.layout import DEMO_NAMESPACE, HERE, RELEASE, REPO, STATE, SYSTEM_NAMESPACE
+from e2e.cluster.progress import step
+from e2e.cluster.target import Target
+
+CREDENTIALS_SECRET = "finetune-storage"
+
+
+def deploy(cluster: Target) -> None:
+    with step("namespaces and storage credentials"):
+        for namespace in (SYSTEM_NAMESPACE, DEMO_NAMESPACE):
+            _apply(cluster, _namespace(namespace))
+        credentials = _existing_credentials(cluster) or _new_credentials()
+        for namespace in (SYSTEM_NAMESPACE, DEMO_NAMESPACE):
+            _apply(cluster, _secret(namespace, credentials))
+    log = STATE / "log" / "helm.log"
+    with step(f"chart {RELEASE} into {SYSTEM_NAMESPACE}", log):
+        chart = REPO / "charts" / "finetune-operator"
+        values: list[str | Path] = ["--values", HERE / "values.yaml", "--values", _image_values(cluster)]
+        install = cluster.helm("upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM_NAMESPACE)
+        shell.logged([*install, *values, "--history-max", "3"], log)
+    for deployment in _deployments(cluster):
+        with step(f"rollout of {deployment}"):
+            rollout = cluster.kubectl("-n", SYSTEM_NAMESPACE, "rollout", "status", deployment, "--timeout=180s")
+            shell.output(*rollout)
+
+
+def image_values(registry: str) -> dict[str, Any]:
+    """The chart's values that name our images by their content."""
+
+    def full(image: images.Image) -> dict[str, Any]:
+        return {"repository": f"{registry}/{image.name}", "tag": image.tag}
+
+    own = {
+        image.name: {"repository": image.name, "tag": image.tag}
+        for image in (images.OPERATOR, images.TRAINER, images.AGENT)
+    }
+    return {
+        "images": {"registry": registry, **own, "engine": full(images.ENGINE)},
+        "minio": {"image": full(images.MINIO)},
+    }
+
+
+def _image_values(cluster: Target) -> Path:
+    path = STATE / "image-values.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(image_values(cluster.pull_from), indent=1))
+    return path
+
+
+def _deployments(cluster: Target) -> list[str]:
+    selector = f"app.kubernetes.io/instance={RELEASE}"
+    return shell.output(
+        *cluster.kubectl("-n", SYSTEM_NAMESPACE, "get", "deployments", "-l", selector, "-o", "name")
+    ).split()
+
+
+def _namespace(name: str) -> dict[str, Any]:
+    # Nothing of ours needs more than the strictest profile, and here that is enforced.
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def _secret(namespace: str, credentials: dict[str, str]) -> dict[str, Any]:
+    metadata = {"name": CREDENTIALS_SECRET, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": credentials}
+
+
+def _existing_credentials(cluster: Target) -> dict[str, str] | None:
+    get = cluster.kubectl(
+        "-n", SYSTEM_NAMESPACE, "get", "secret", CREDENTIALS_SECRET, "--ignore-not-found", "-o", "json"
+    )
+    text = shell.output(*get)
+    return json.loads(text)["data"] if text.strip() else None
+
+
+def _new_credentials() -> dict[str, str]:
+    plain = {"AWS_ACCESS_KEY_ID": "finetune", "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(24)}
+    return {key: base64.b64encode(value.encode()).decode() for key, value in plain.items()}
+
+
+def _apply(cluster: Target, manifest: dict[str, Any]) -> None:
+    shell.output(*cluster.kubectl("apply", "-f", "-"), stdin=json.dumps(manifest))
