@@ -36,8 +36,7 @@ TOKEN_HEADER = b"x-finetune-token"
 # would be out of date with its next release.
 PUBLIC_PREFIXES = ("/v1/", "/v2/", "/static/", "/metrics/")
 PUBLIC_PATHS = frozenset(
-    "/ /health /ping /metrics /version /load /docs /redoc /openapi.json /tokenize /detokenize /pooling /classify"
-    " /score /rerank /generative_scoring /finetune/ready".split()
+    ["/", "/health", "/ping", "/metrics", "/version", "/load", "/docs", "/redoc", "/openapi.json", "/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/rerank", "/generative_scoring", "/finetune/ready"]
 )
 CLOSED_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 RETRY_AFTER_SECONDS = 5

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_serving.desired import AdapterReport, AgentReport
-from finetune_trainer.mergespec import MergeResult
 from pydantic import ValidationError
 
 from finetune_operator import times
 from finetune_operator.reports import Report
+from finetune_serving.desired import AdapterReport, AgentReport
+from finetune_trainer.mergespec import MergeResult
 
 Object = dict[str, Any]
 

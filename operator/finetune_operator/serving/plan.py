@@ -6,9 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_serving.desired import Desired
-from finetune_trainer.runspec import Storage
-
 from finetune_operator.api.adapterdeploymentstatus import AdapterDeploymentStatus
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.events import Event
@@ -17,6 +14,8 @@ from finetune_operator.serving import rollout, status, workloads
 from finetune_operator.serving.targets import Target
 from finetune_operator.serving.view import View
 from finetune_operator.serving.workloads import HASH, Limits
+from finetune_serving.desired import Desired
+from finetune_trainer.runspec import Storage
 
 Object = dict[str, Any]
 

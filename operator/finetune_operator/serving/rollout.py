@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 
-from finetune_serving.desired import Desired, DesiredAdapter, DesiredBase, Probe
-
 from finetune_operator import times
 from finetune_operator.api.adapterdeployment import Adapter, AdapterDeployment
 from finetune_operator.api.adapterdeploymentstatus import ServedAdapter
 from finetune_operator.api.common import seconds
 from finetune_operator.serving.targets import Base, Target
+from finetune_serving.desired import Desired, DesiredAdapter, DesiredBase, Probe
 
 
 def desired(

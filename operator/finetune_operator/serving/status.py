@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from finetune_serving.desired import AdapterReport
-
 from finetune_operator import times
 from finetune_operator.api.adapterdeploymentstatus import (
     AdapterDeploymentPhase,
@@ -21,6 +19,7 @@ from finetune_operator.api.finetunestatus import BaseModelStatus
 from finetune_operator.serving import observe, workloads
 from finetune_operator.serving.targets import Target
 from finetune_operator.serving.view import View
+from finetune_serving.desired import AdapterReport
 
 HISTORY_KEPT = 10
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_serving.desired import AgentReport, Desired
 from pydantic import ValidationError
 
 from finetune_operator.api.adapterdeployment import AdapterDeployment
@@ -15,6 +14,7 @@ from finetune_operator.reports import Report
 from finetune_operator.serving import observe, targets, workloads
 from finetune_operator.serving.targets import Base, FineTunes, Target
 from finetune_operator.settings import Settings
+from finetune_serving.desired import AgentReport, Desired
 
 Object = dict[str, Any]
 

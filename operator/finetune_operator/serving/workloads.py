@@ -8,17 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_serving.desired import Desired
-from finetune_serving.routes import BASE, engine_name
-from finetune_trainer.mergespec import MergeSpec
-from finetune_trainer.runspec import Storage
-
 from finetune_operator import labels, podtemplate
 from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.common import GROUP
 from finetune_operator.serving.targets import Base, Target
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import AUDIENCE
+from finetune_serving.desired import Desired
+from finetune_serving.routes import BASE, engine_name
+from finetune_trainer.mergespec import MergeSpec
+from finetune_trainer.runspec import Storage
 
 Object = dict[str, Any]
 
@@ -33,9 +32,7 @@ DIGEST = f"{GROUP}/adapter-digest"
 
 # vLLM arguments that this file sets, or that would open what the middleware closes.
 OWN_ARGUMENTS = frozenset(
-    "--api-key --api-server-count --config --data-parallel-size --enable-lora --host --lora-modules --max-lora-rank"
-    " --max-loras --max-cpu-loras --max-model-len --middleware --model --port --quantization --root-path"
-    " --served-model-name --tensor-parallel-size --uds".split()
+    ["--api-key", "--api-server-count", "--config", "--data-parallel-size", "--enable-lora", "--host", "--lora-modules", "--max-lora-rank", "--max-loras", "--max-cpu-loras", "--max-model-len", "--middleware", "--model", "--port", "--quantization", "--root-path", "--served-model-name", "--tensor-parallel-size", "--uds"]
 )
 
 # An engine that loads a large model from a cold disk takes tens of minutes; the kubelet must not restart it meanwhile.
