@@ -13,7 +13,7 @@ import kopf
 from aiohttp import web
 from kubernetes.aio.client.api_client import ApiClient
 
-from finetune_operator import endpoint, finetune, main, probes, reports, workers
+from finetune_operator import endpoint, finetune, main, probes, reports, serving, workers
 from finetune_operator.api.common import GROUP, VERSION
 from finetune_operator.context import Context
 from finetune_operator.endpoint import Place
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 LEASE = "finetune-operator"
 RECONCILES = {
     FINETUNES.kind: finetune.reconcile,
+    ADAPTERDEPLOYMENTS.kind: serving.reconcile,
 }
 
 
