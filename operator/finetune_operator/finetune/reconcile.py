@@ -67,6 +67,7 @@ async def _act(context: Context, key: Key, raw: Object, decided: Plan, *, change
         if await context.kube.delete(JOBS, meta["namespace"], meta["name"], uid=meta["uid"]):
             log.info("deleted Job %s", meta["name"])
     if decided.create is not None and not await _create(context, raw, decided.create):
+        log.info("waits: the name %s is taken by a Job that is being deleted", decided.create["metadata"]["name"])
         return NAME_TAKEN_SECONDS
     if changed:
         written = await context.kube.replace_status(FINETUNES, raw, to_json(decided.status))
