@@ -55,6 +55,37 @@ def calls() -> Iterator[tuple[str, Grant]]:
                     yield f"{path.name}:{node.lineno} {node.func.attr}({name})", (group, plural, verb)
 
 
+# What a plan of serving/ applies and deletes, with a resource that only the plan knows.
+PLANNED = {
+    (group, resource, verb)
+    for group, resource, verbs in (
+        ("apps", "deployments", ("create", "patch")),
+        ("", "services", ("create", "patch")),
+        ("", "configmaps", ("create", "patch", "delete")),
+    )
+    for verb in verbs
+}
+WATCHED = {
+    (group, resource, verb)
+    for group, resource in (
+        ("finetune.dev", "finetunes"),
+        ("finetune.dev", "adapterdeployments"),
+        ("batch", "jobs"),
+        ("", "pods"),
+        ("apps", "deployments"),
+    )
+    for verb in ("list", "watch")
+}
+# blockOwnerDeletion of the children, where the admission plugin OwnerReferencesPermissionEnforcement is on.
+OWNERS = {("finetune.dev", f"{plural}/finalizers", "update") for plural in ("finetunes", "adapterdeployments")}
+
+
+def test_nothing_is_granted_that_the_source_does_not_need(render: Callable[..., list[dict[str, Any]]]) -> None:
+    needed = {need for _, need in calls()} | PLANNED | WATCHED | OWNERS
+    assert grants(render()) - needed == set()
+    assert (PLANNED | WATCHED | OWNERS) - grants(render()) == set()
+
+
 def test_every_call_in_the_source_is_granted(render: Callable[..., list[dict[str, Any]]]) -> None:
     granted = grants(render())
     found = list(calls())
