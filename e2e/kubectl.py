@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from e2e.cluster.layout import BIN, KUBECONFIG, existing_cluster
+from e2e.cluster.target import target
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -27,21 +26,13 @@ class WaitTimeout(Exception):
     """What was waited for did not come in time."""
 
 
-def kubectl_program() -> str:
-    """The embedded cluster's kubectl where it was built, otherwise the user's."""
-    built = BIN / "kubectl"
-    program = str(built) if built.exists() else shutil.which("kubectl")
-    if program is None:
-        raise KubectlFailed("kubectl: not found; run `make cluster-up` or install it")
-    return program
-
-
 class Kubectl:
-    """Runs kubectl against one cluster."""
+    """Runs kubectl against the cluster under test."""
 
-    def __init__(self, kubeconfig: Path | None = None) -> None:
-        self.kubeconfig = kubeconfig or existing_cluster() or KUBECONFIG
-        self._command = [kubectl_program(), "--kubeconfig", str(self.kubeconfig)]
+    def __init__(self) -> None:
+        cluster = target()
+        self.kubeconfig = cluster.kubeconfig
+        self._command = cluster.kubectl()
 
     def run(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
         done = subprocess.run(
