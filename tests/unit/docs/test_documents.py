@@ -139,6 +139,14 @@ def test_the_serving_page_explains_every_reason_of_the_agent() -> None:
     assert shown - set(raised) - set(FAILURES) == set(), "in docs/serving.md, raised by nobody"
 
 
+def test_the_serving_page_names_only_reasons_that_the_operator_gives() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "operator" / "finetune_operator" / "serving").glob("*.py"))
+    page = (ROOT / "docs" / "serving.md").read_text()
+    table = page[page.index("## Phases") : page.index("## Messages of an adapter")]
+    shown = set(re.findall(r"`([A-Z][a-zA-Z]+)`", table)) - {"Merge"}
+    assert {reason for reason in shown if f'"{reason}"' not in source} == set()
+
+
 def test_the_ten_lines_of_the_security_page_compute_the_digest(tmp_path: Path) -> None:
     (tmp_path / "folder" / "sub").mkdir(parents=True)
     for name, content in {"a.txt": b"a", "sub/\u00e4.bin": b"\x00\x01", "manifest.json": b"{}"}.items():
