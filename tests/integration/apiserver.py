@@ -5,6 +5,7 @@ No controllers, scheduler or kubelet run: objects stay as they are written, and 
 """
 
 import ctypes
+import http.client
 import json
 import os
 import shutil
@@ -13,10 +14,7 @@ import socket
 import ssl
 import subprocess
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,35 +47,37 @@ class ApiError(Exception):
         super().__init__(f"{status} {self.reason}: {self.message}")
 
 
-@dataclass(frozen=True)
 class Client:
-    """JSON in, JSON out. Paths are those of the REST API."""
+    """JSON in, JSON out, over one connection (not for several threads). Paths are those of the REST API."""
 
-    server: str
-    ca_file: Path
-    token: str
+    def __init__(self, server: str, ca_file: Path, token: str) -> None:
+        self.server, self.ca_file, self.token = server, ca_file, token
+        self._connection = http.client.HTTPSConnection(
+            server.removeprefix("https://"), context=ssl.create_default_context(cafile=str(ca_file)), timeout=30
+        )
 
     def request(
-        self, method: str, path: str, body: Any = None, content_type: str = "application/json", **query: str
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        **query: str,
     ) -> Object:
-        url = f"{self.server}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
-        request = urllib.request.Request(
-            url,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
-        )
+        url = path + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type, "Accept": accept}
         try:
-            context = ssl.create_default_context(cafile=str(self.ca_file))
-            with urllib.request.urlopen(request, context=context, timeout=30) as response:
-                text = response.read()
-        except urllib.error.HTTPError as error:
-            text = error.read()
-            try:
-                raise ApiError(error.code, json.loads(text)) from None
-            except json.JSONDecodeError:
-                raise ApiError(error.code, {"message": text.decode()}) from None
-        return json.loads(text) if text[:1] == b"{" else {"text": text.decode()}
+            self._connection.request(method, url, None if body is None else json.dumps(body), headers)
+            response = self._connection.getresponse()
+            text = response.read().decode()
+        except (http.client.HTTPException, OSError):
+            self._connection.close()  # the next request opens a new one
+            raise
+        answer = json.loads(text) if text.startswith("{") else {"message": text}
+        if response.status >= 400:
+            raise ApiError(response.status, answer)
+        return dict(answer)
 
     def get(self, path: str, **query: str) -> Object:
         return self.request("GET", path, **query)
@@ -199,7 +199,7 @@ class ApiServer:
                 self.client.get("/readyz")
                 self.client.get("/api/v1/namespaces/default")
                 return
-            except (OSError, ApiError):
+            except (OSError, http.client.HTTPException, ApiError):
                 time.sleep(0.05)
         raise RuntimeError(f"kube-apiserver is not ready after {START_SECONDS} s: {self._newest_logs()}")
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ class Case:
         return f"{self.at}: {self.message}"
 
 
+@cache
 def crds() -> list[Object]:
     return [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
 
 
+@cache
 def crds_with_everything() -> list[Object]:
     """The CRDs in a group of their own, as they will be once NOT_SUPPORTED_YET is empty."""
     changed = copy.deepcopy(crds())
@@ -54,7 +57,8 @@ def crds_with_everything() -> list[Object]:
     return changed
 
 
-def rule_messages(kind: str) -> set[str]:
+@cache
+def rule_messages(kind: str) -> frozenset[str]:
     """Every message of a CEL rule in a kind's CRD, but for what is not supported yet."""
 
     def messages(schema: Any) -> set[str]:
@@ -65,12 +69,12 @@ def rule_messages(kind: str) -> set[str]:
         own = {rule["message"] for rule in schema.get("x-kubernetes-validations", [])}
         return own.union(*(messages(value) for key, value in schema.items() if key != "x-kubernetes-validations"))
 
-    return {
+    return frozenset(
         message
         for crd in crds_with_everything()
         if crd["spec"]["names"]["kind"] == kind
         for message in messages(crd["spec"]["versions"][0]["schema"])
-    }
+    )
 
 
 def changed(minimal: Object, changes: Changes, group: str = GROUP) -> Object:

@@ -70,15 +70,19 @@ ALLOWED_URLS = [
     "https://example.com/127.0.0.1/train.jsonl",
 ]
 
+NAME_MESSAGE = (
+    "metadata.name: at most 40 characters and no dots, because Jobs and pods are named after it; choose a shorter name"
+)
+
 CASES = [
     Case(
-        "metadata.name: at most 40 characters and no dots, because Jobs and pods are named after it; choose a shorter name",
+        NAME_MESSAGE,
         at="<nil>",
         bad={"metadata.name": "s" * 41},
         good={"metadata.name": "s" * 40},
     ),
     Case(
-        "metadata.name: at most 40 characters and no dots, because Jobs and pods are named after it; choose a shorter name",
+        NAME_MESSAGE,
         at="<nil>",
         bad={"metadata.name": "support.bot"},
         good={"metadata.name": "support-bot"},
@@ -243,8 +247,8 @@ CASES = [
         good={"method": {"type": "LoRA", "quantization": {"type": "INT8"}}},
     ),
     Case(
-        "lora.initialization: PiSSA and OLoRA change the base weights and cannot change quantized ones; use method.type "
-        "LoRA without quantization",
+        "lora.initialization: PiSSA and OLoRA change the base weights and cannot change quantized ones; use "
+        "method.type LoRA without quantization",
         at="spec.method.lora.initialization",
         bad={"method.lora.initialization": "PiSSA"},
         good={"method": {"type": "LoRA", "lora": {"initialization": "PiSSA"}}},

@@ -108,7 +108,9 @@ class EstimateStatus(Status):
         default="Unknown", description="Fits, DoesNotFit, or Unknown when resources.gpuMemory is not set."
     )
     largest_micro_batch: int | None = Field(default=None, ge=0, description="Largest micro batch that fits.")
-    gradient_checkpointing: bool | None = Field(default=None, description="Whether activations are to be computed twice so that it fits.")
+    gradient_checkpointing: bool | None = Field(
+        default=None, description="Whether activations are to be computed twice so that it fits."
+    )
     message: Text = Field(default="", description="What would make it fit, where it does not.")
 
 
