@@ -81,7 +81,8 @@ class Kubectl:
             try:
                 assert process.stdout is not None
                 assert process.stderr is not None
-                for event in _json_stream(process.stdout):
+                for line in process.stdout:
+                    event = json.loads(line)
                     yield event["type"], event["object"]
                 error = process.stderr.read().strip()
                 if process.wait() not in (0, -9):
@@ -130,17 +131,6 @@ class Kubectl:
         finally:
             process.kill()
             process.wait()
-
-
-def _json_stream(stream: Any) -> Iterator[Object]:
-    """The objects of a stream of indented JSON documents, each as soon as its last line has come."""
-    lines: list[str] = []
-    for line in stream:
-        lines.append(line)
-        # kubectl indents what is inside an object, so that only its end is a bare brace.
-        if line.rstrip("\n") == "}":
-            yield json.loads("".join(lines))
-            lines = []
 
 
 def condition(resource: Object | None, kind: str) -> Object | None:
