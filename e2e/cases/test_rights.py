@@ -44,4 +44,4 @@ def test_the_operator_cannot_write_what_is_not_its_own(kubectl: Kubectl, verb: s
 
 def test_the_operator_can_do_its_work(kubectl: Kubectl) -> None:
     assert may(kubectl, "create", "jobs.batch")
-    assert may(kubectl, "patch", "finetunes.finetune.dev/status")
+    assert may(kubectl, "update", "finetunes.finetune.dev/status")
