@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from finetune_operator import kube
 
 OPERATOR = Path(__file__).resolve().parents[3] / "operator" / "finetune_operator"

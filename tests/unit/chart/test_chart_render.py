@@ -9,6 +9,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+
 from finetune_operator.settings import Settings, load
 
 VALUE_SETS: dict[str, dict[str, Any]] = {

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
+
 from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.reasons import FAILURES
@@ -43,6 +45,22 @@ def ours() -> Iterator[Any]:
 def test_every_shown_object_is_valid(document: dict[str, Any]) -> None:
     KINDS[document["kind"]].model_validate(document)
     assert document["metadata"]["namespace"] == "demo"
+
+
+CHART = ROOT / "charts" / "finetune-operator"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param(yaml.safe_load(block), id=page.name)
+        for page in PAGES
+        for block in blocks(page, "yaml")
+        if "apiVersion:" not in block
+    ],
+)
+def test_every_other_yaml_block_is_values_of_the_chart(values: dict[str, Any]) -> None:
+    jsonschema.validate(values, json.loads((CHART / "values.schema.json").read_text()))
 
 
 def test_the_readme_explains_the_example_that_it_links_to() -> None:

@@ -5,11 +5,12 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from lupa import lua51
+
 from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.adapterdeploymentstatus import AdapterDeploymentPhase
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import FineTunePhase
-from lupa import lua51
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ARGOCD = REPOSITORY / "gitops" / "argocd"
