@@ -4,12 +4,10 @@ No controllers, scheduler or kubelet run: objects stay as they are written, and 
 (for instance by setting a Job's status).
 """
 
-import ctypes
 import http.client
 import json
 import os
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -185,9 +183,9 @@ class ApiServer:
 
     def _run(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
-            self._processes[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
-            )
+            # A test run that is killed takes its servers along.
+            tied = ("setpriv", "--pdeathsig", "KILL", *command)
+            self._processes[name] = subprocess.Popen(tied, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -221,12 +219,6 @@ class ApiServer:
             "current-context": "integration",
         }
         self.kubeconfig.write_text(yaml.safe_dump(config))
-
-
-def _die_with_parent() -> None:
-    """A test run that is killed takes its servers along."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -8,13 +8,13 @@ from finetune_operator.api import AdapterDeployment
 from finetune_operator.api.adapterdeployment import RESERVED_ENGINE_ARGS
 from finetune_operator.api.unsupported import NOT_SUPPORTED_YET
 
-from .apiserver import Client
+from .apiserver import Client, Object
 from .crd_cases import EVERYTHING_GROUP, Case, Changes, causes, changed, rule_messages
 
 FOLLOWED = {"name": "support-bot", "fineTuneRef": {"name": "support-bot"}}
 PINNED = {"name": "pinned", "artifact": {"uri": "s3://finetune/adapters/" + "0" * 64, "digest": "sha256:" + "0" * 64}}
 BASE = {"s3": {"uri": "s3://models/tiny-llama"}}
-MINIMAL = {
+MINIMAL: Object = {
     "apiVersion": "finetune.dev/v1alpha1",
     "kind": "AdapterDeployment",
     "metadata": {"name": "support-bot", "namespace": "default"},

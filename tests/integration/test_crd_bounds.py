@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
+
+from finetune_operator.api import AdapterDeployment, FineTune
 
 from .apiserver import Client, Object
 from .crd_cases import EVERYTHING_GROUP, causes, crds_with_everything, rule_messages
@@ -105,7 +108,7 @@ def outside(schema: Schema) -> Iterator[Any]:
         yield from [schema["minimum"] - step] if "minimum" in schema else []
         yield from [schema["maximum"] + 1] if "maximum" in schema else []
     elif kind == "boolean":
-        yield "yes"
+        yield "maybe"
     elif kind == "array":
         yield {}
         yield [sample(schema["items"], n) for n in range(schema["maxItems"] + 1)]
@@ -163,6 +166,7 @@ def with_value(minimal: Object, spec_schema: Schema, path: Path, value: Any) -> 
     return obj
 
 
+TYPES: dict[str, type[BaseModel]] = {"FineTune": FineTune, "AdapterDeployment": AdapterDeployment}
 MINIMAL = {"FineTune": MINIMAL_FINE_TUNE, "AdapterDeployment": MINIMAL_ADAPTER_DEPLOYMENT}
 SPECS: dict[str, Schema] = {
     crd["spec"]["names"]["kind"]: crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
@@ -183,6 +187,14 @@ def test_a_value_just_outside_a_bound_is_refused_at_its_field(kube: Client, leaf
     for value in outside(leaf.schema):
         refused = schema_errors(kube, leaf, value)
         assert any(field.startswith(shown(leaf.path).removesuffix(".key")) for field, _ in refused), (value, refused)
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=str)
+def test_the_types_refuse_what_the_schema_refuses(leaf: Leaf) -> None:
+    for value in outside(leaf.schema):
+        obj = with_value(MINIMAL[leaf.kind], SPECS[leaf.kind], leaf.path, value)
+        with pytest.raises(ValidationError):
+            TYPES[leaf.kind].model_validate(obj | {"apiVersion": MINIMAL[leaf.kind]["apiVersion"]})
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=str)

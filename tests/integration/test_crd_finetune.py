@@ -7,10 +7,10 @@ import pytest
 from finetune_operator.api import FineTune
 from finetune_operator.api.unsupported import NOT_SUPPORTED_YET
 
-from .apiserver import Client
+from .apiserver import Client, Object
 from .crd_cases import EVERYTHING_GROUP, Case, Changes, causes, changed, rule_messages
 
-MINIMAL = {
+MINIMAL: Object = {
     "apiVersion": "finetune.dev/v1alpha1",
     "kind": "FineTune",
     "metadata": {"name": "support-bot", "namespace": "default"},

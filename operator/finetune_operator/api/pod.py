@@ -132,7 +132,7 @@ class Toleration(Spec):
         default="", max_length=317, description="Taint key. Default: every key (operator must then be Exists)."
     )
     operator: Literal["Exists", "Equal"] = Field(default="Equal", description="Exists or Equal. Default: Equal.")
-    value: str = Field(default="", max_length=63, description="Taint value for Equal.")
+    value: str = Field(default="", max_length=63, description="Taint value for Equal. Default: the empty value.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="Taint effect. Default: every effect."
     )
@@ -176,7 +176,9 @@ class EnvVar(Spec):
     )
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128, description="Name of the variable.")
-    value: str = Field(default="", max_length=4096, description="Value as text. Secrets belong into valueFrom.")
+    value: str = Field(
+        default="", max_length=4096, description="Value as text. Default: empty. Secrets belong into valueFrom."
+    )
     value_from: EnvVarSource | None = Field(default=None, description="Takes the value from a Secret or ConfigMap.")
 
 

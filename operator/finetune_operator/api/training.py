@@ -20,7 +20,7 @@ class EarlyStopping(Spec):
 
 
 MicroBatchSize = Annotated[
-    Annotated[int, Field(ge=1, le=4096)] | Literal["auto"],
+    Annotated[int, Field(strict=True, ge=1, le=4096)] | Literal["auto"],
     WithJsonSchema(
         {"x-kubernetes-int-or-string": True, "pattern": "^auto$", "minimum": 1, "maximum": 4096, "maxLength": 4}
     ),
@@ -145,7 +145,8 @@ class Training(Spec):
 
 EVERY_PATTERN = r"^(([0-9]{1,6}(s|m|h))+|epoch)$"
 CheckpointEvery = Annotated[
-    Annotated[int, Field(ge=1, le=10_000_000)] | Annotated[str, Field(pattern=EVERY_PATTERN, max_length=32)],
+    Annotated[int, Field(strict=True, ge=1, le=10_000_000)]
+    | Annotated[str, Field(pattern=EVERY_PATTERN, max_length=32)],
     WithJsonSchema(
         {
             "x-kubernetes-int-or-string": True,
