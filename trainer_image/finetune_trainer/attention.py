@@ -97,6 +97,7 @@ def _varlen(
         window_size=(behind, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    assert isinstance(out, torch.Tensor)
     return out[None]
 
 

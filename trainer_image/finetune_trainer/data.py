@@ -75,7 +75,8 @@ def batch_rows(step: int, batch_size: int, rows: int, seed: int) -> list[int]:
 
     A pure function: the order depends on nothing but the seed, so a resumed run sees the rows that were next.
     """
-    start, picked = step * batch_size, []
+    start = step * batch_size
+    picked: list[int] = []
     while len(picked) < batch_size:
         epoch, offset = divmod(start + len(picked), rows)
         order = _epoch_order(epoch, rows, seed)

@@ -1,11 +1,11 @@
 """Where a run computes: the GPU that was asked for, or the CPU when none was; never the CPU by accident."""
 
 import logging
+from typing import Any
 
 import torch
 
 from finetune_operator.api.finetune import FineTuneSpec
-from finetune_operator.api.finetunestatus import EstimateStatus
 from finetune_trainer.failures import GPU_NOT_VISIBLE, RunFailure
 from finetune_trainer.precision import Precision, choose_precision, cpu_has_bf16
 
@@ -47,10 +47,10 @@ def find_precision(spec: FineTuneSpec, device: torch.device) -> Precision:
     return precision
 
 
-def use_gradient_checkpointing(model: torch.nn.Module, spec: FineTuneSpec, estimate: EstimateStatus | None) -> bool:
-    """Compute activations twice when asked to, or when prepare's estimate needs it to fit; returns whether."""
+def use_gradient_checkpointing(model: Any, spec: FineTuneSpec, needed: bool) -> bool:
+    """Compute activations twice when asked to, or by itself when memory needs it; returns whether."""
     asked = spec.training.gradient_checkpointing
-    wanted = asked == "Enabled" or (asked == "Auto" and bool(estimate and estimate.gradient_checkpointing))
+    wanted = asked == "Enabled" or (asked == "Auto" and needed)
     if wanted:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         log.info("memory: gradient checkpointing is on")

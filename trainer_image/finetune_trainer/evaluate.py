@@ -70,7 +70,7 @@ def compare(
 
 
 def write_answers(
-    store: Store, key: str, model: "PeftModel", initial: Tensors, spec: FineTuneSpec, folder: Path, dataset: Path
+    store: Store, key: str, model: Any, initial: Tensors, spec: FineTuneSpec, folder: Path, dataset: Path
 ) -> None:
     """Greedy answers of base and adapter to `evaluation.samples`, as JSON in the bucket."""
     prompts = spec.evaluation.samples

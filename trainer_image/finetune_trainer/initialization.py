@@ -45,7 +45,7 @@ def initialize(
     from peft import get_peft_model
 
     torch.manual_seed(spec.training.seed)  # the same start in every process and attempt
-    config = peft_config(spec, steps)
+    config: Any = peft_config(spec, steps)
     rebased, start = (
         is_rebased(spec),
         spec.method.lora.initialization if spec.method.type in LORA_METHODS else "Default",
@@ -113,7 +113,7 @@ def as_base(model: "PeftModel", initial: Tensors) -> Iterator[None]:
 def start_from_quantization_error(model: "PeftModel", folder: Path) -> None:
     """LoftQ for a 4-bit base: A and B become the best low-rank fit of what quantization lost."""
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     weights = _Weights(folder)
     for name, layer in model.named_modules():
@@ -136,7 +136,7 @@ class _Weights:
         from safetensors import safe_open
 
         self._open: Callable[..., AbstractContextManager[Any]] = safe_open
-        self._files = {}
+        self._files: dict[str, Path] = {}
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
                 self._files |= dict.fromkeys(tensors.keys(), file)
@@ -144,7 +144,8 @@ class _Weights:
     def read(self, name: str) -> torch.Tensor:
         found = name if name in self._files else name.partition(".")[2]  # a file may lack the leading "model."
         with self._open(self._files[found], framework="pt") as tensors:
-            return tensors.get_tensor(found)
+            tensor: torch.Tensor = tensors.get_tensor(found)
+            return tensor
 
 
 def start_from_data(model: "PeftModel", batches: Iterator[Batch]) -> None:
@@ -178,7 +179,7 @@ def _first(inputs: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def start_from_text(model: "PeftModel", text_ids: list[int]) -> None:
+def start_from_text(model: Any, text_ids: list[int]) -> None:
     """PromptTuning: virtual tokens start as the embeddings of a text, repeated or cut to their number."""
     prompt = model.prompt_encoder["default"].embedding.weight
     ids = torch.tensor((text_ids * (len(prompt) // len(text_ids) + 1))[: len(prompt)], device=prompt.device)

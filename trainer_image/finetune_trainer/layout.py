@@ -1,7 +1,7 @@
 """Which layout a model can be trained in: padding-free where its attention provably keeps samples apart, else padded."""
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +12,13 @@ from finetune_trainer.combinations import virtual_tokens
 from finetune_trainer.data import Row, flat, padded
 from finetune_trainer.loss import logits_of
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 log = logging.getLogger(__name__)
 
 LENGTHS = (5, 9, 3)  # of the samples of the check
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}  # of the logits' spread
 
 
-def choose_layout(model: "PreTrainedModel", spec: FineTuneSpec) -> str:
+def choose_layout(model: Any, spec: FineTuneSpec) -> str:
     """`flat` after the model has shown that packed samples get the logits that they get alone, else `padded`.
 
     Models differ (recurrent layers, soft caps, position biases), so they are measured rather than listed.
@@ -48,7 +45,7 @@ def choose_layout(model: "PreTrainedModel", spec: FineTuneSpec) -> str:
 
 
 @torch.no_grad()
-def isolation(model: "PreTrainedModel", native: str) -> float:
+def isolation(model: Any, native: str) -> float:
     """Largest difference of logits between packed samples and each alone with the model's own attention, in parts of
     the logits' spread. Leaves the model with the packed attention."""
     model.eval()

@@ -1,7 +1,7 @@
 """The SFT loss: cross entropy of the tokens to be learned, computed from their positions only."""
 
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -50,7 +50,7 @@ class TokenLoss(NamedTuple):
     tokens: int
 
 
-def takes_logits_to_keep(model: torch.nn.Module) -> bool:
+def takes_logits_to_keep(model: Any) -> bool:
     """Whether the model can compute logits at chosen positions only (most of transformers' can)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
@@ -73,15 +73,15 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> TokenLoss:
         logits = model(**arguments).logits
         # Prompt-type methods put their virtual tokens before the row: the row's own positions are the last ones.
         logits = logits[:, -batch.targets.shape[1] :].flatten(0, 1)[learned]
-    loss, right = _CrossEntropy.apply(logits, targets[learned])
+    loss, right = _CrossEntropy.apply(logits, targets[learned])  # type: ignore[no-untyped-call]
     return TokenLoss(loss, right, len(learned))
 
 
 @torch.no_grad()
-def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+def logits_of(model: Any, batch: Batch) -> torch.Tensor:
     """All logits of a batch [tokens, words], without padding: for comparing two layouts."""
     with packed(batch):
-        logits = model(
+        logits: torch.Tensor = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.attention_mask,

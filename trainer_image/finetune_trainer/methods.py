@@ -48,10 +48,10 @@ def lora(spec: FineTuneSpec, steps: int, task: str) -> "PeftConfig":
         target_modules=targets(asked.target_modules),
         exclude_modules=list(asked.exclude_modules) or None,
         modules_to_save=list(asked.modules_to_save) or None,
-        bias=BIASES[asked.bias],
+        bias=BIASES[asked.bias],  # type: ignore[arg-type]
         use_rslora=asked.use_rslora,
         use_dora=asked.use_dora,
-        init_lora_weights=INITIALIZATIONS[asked.initialization],
+        init_lora_weights=INITIALIZATIONS[asked.initialization],  # type: ignore[arg-type]
         layers_to_transform=list(asked.layers_to_transform) or None,
         rank_pattern=dict(asked.rank_pattern),
         alpha_pattern=dict(asked.alpha_pattern),
@@ -99,7 +99,7 @@ def prefix_tuning(spec: FineTuneSpec, steps: int, task: str) -> "PeftConfig":
         task_type=task,
         num_virtual_tokens=asked.count,
         prefix_projection=asked.projection,
-        encoder_hidden_size=PROMPT_ENCODER_SIZE if asked.projection else None,
+        encoder_hidden_size=PROMPT_ENCODER_SIZE if asked.projection else None,  # type: ignore[arg-type]
     )
 
 
@@ -151,11 +151,12 @@ def keep_trainables_exact(model: torch.nn.Module) -> None:
 def penalty(model: "PeftModel") -> torch.Tensor | None:
     """AdaLoRA's pull towards orthogonal factors, which PEFT adds only to losses that the model itself computes."""
     config = model.peft_config["default"]
-    if getattr(config, "orth_reg_weight", None) is None:
+    weight = getattr(config, "orth_reg_weight", None)
+    if weight is None:
         return None
     norms = []
     for name, factor in trainable(model).items():
         if "lora_A" in name or "lora_B" in name:
             gram = factor @ factor.T if "lora_A" in name else factor.T @ factor
             norms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)))
-    return float(config.orth_reg_weight) * torch.stack(norms).mean()
+    return float(weight) * torch.stack(norms).mean()

@@ -16,7 +16,8 @@ def _bitsandbytes(name: str) -> Callable[..., Optimizer]:
     def build(groups: Groups, **options: Any) -> Optimizer:
         import bitsandbytes.optim
 
-        return getattr(bitsandbytes.optim, name)(groups, **options)
+        made: Optimizer = getattr(bitsandbytes.optim, name)(groups, **options)
+        return made
 
     return build
 

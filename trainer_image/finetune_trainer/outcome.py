@@ -32,9 +32,10 @@ def finished_result(store: Store, run: RunSpec) -> TrainResult | None:
     if store.verify_tree(f"adapters/{hex_of(result.adapter.digest)}") is None:
         log.warning("the adapter of an earlier attempt is not whole any more; training again")
         return None
-    if result.evaluation is None:
-        return result
-    evaluation = judge(run.spec.evaluation.gates, result.evaluation.base, result.evaluation.adapter)
+    gates, measured = run.spec.evaluation.gates, result.evaluation
+    if measured is None or any(gate.metric not in measured.adapter for gate in gates):
+        return None if gates else result  # its last checkpoint is there: only the evaluation is done again
+    evaluation = judge(gates, measured.base, measured.adapter)
     adapter = result.adapter.model_copy(update={"gate_passed": evaluation.passed})
     log.info("run %s is done already: adapter %s", result.adapter.run_id, result.adapter.digest)
     return result.model_copy(update={"evaluation": evaluation, "adapter": adapter})

@@ -3,36 +3,45 @@
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
+
+from finetune_trainer.architecture import Architecture, architecture, read_config
+from finetune_trainer.data import Rows
 from finetune_trainer.distributed import World
+from finetune_trainer.estimate import Workload, estimate
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.runspec import RunSpec
 from finetune_trainer.schedule import total_steps
 
 log = logging.getLogger(__name__)
 
-CPU_TOKENS = 4096  # of one micro batch on a CPU: larger ones are no faster and need more memory
-GPU_TOKENS = 16384  # the same on a GPU whose memory is not known to the estimate
+CPU_TOKENS = 4096  # of one micro batch on a CPU: more are no faster
+GPU_TOKENS = 16384  # the same on a GPU
+FEW_TOKENS = 2048  # below this a GPU idles: rather compute activations twice than have smaller micro batches
 
 
 @dataclass(frozen=True)
 class Plan:
     """`batch_size` rows make a step, on all processes together; each computes at most `micro_batch` of them at once.
 
-    With packing a row holds several samples, so the batch counts packed rows.
+    With packing a row holds several samples, so the batch counts packed rows. `checkpointing`: whether activations must
+    be computed twice for that micro batch to fit.
     """
 
     steps: int
     batch_size: int
     micro_batch: int
     rows: int
+    checkpointing: bool = False
 
     def epoch(self, step: int) -> float:
         """Passes over the rows that `step` steps make."""
         return step * self.batch_size / self.rows
 
 
-def make_plan(run: RunSpec, rows: int, world: World, device: str) -> Plan:
+def make_plan(run: RunSpec, model: Path, rows: Rows, world: World, device: torch.device) -> Plan:
     """The plan of this attempt. Raises: RunFailure when the batch cannot be shared out evenly."""
     training = run.spec.training
     if training.batch_size % world.size:
@@ -42,26 +51,48 @@ def make_plan(run: RunSpec, rows: int, world: World, device: str) -> Plan:
             f"use a multiple of {world.size}",
         )
     share = training.batch_size // world.size
+    shape = architecture(read_config(model))
+    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+    micro_batch, checkpointing = choose_micro_batch(run, shape, share, memory)
     plan = Plan(
-        steps=total_steps(rows, training.batch_size, training.epochs, training.max_steps),
+        steps=total_steps(len(rows), training.batch_size, training.epochs, training.max_steps),
         batch_size=training.batch_size,
-        micro_batch=min(share, micro_batch(run, device)),
-        rows=rows,
+        micro_batch=min(share, micro_batch),
+        rows=len(rows),
+        checkpointing=checkpointing,
     )
     log.info(
-        "plan: %d steps of %d rows (%d processes x %d accumulation steps of at most %d rows), %d rows in all",
-        plan.steps, plan.batch_size, world.size, math.ceil(share / plan.micro_batch), plan.micro_batch, rows,
+        "plan: %d steps of %d rows: %d processes, %d accumulation steps of at most %d rows; %d rows in all",
+        plan.steps, plan.batch_size, world.size, math.ceil(share / plan.micro_batch), plan.micro_batch, plan.rows,
     )  # fmt: skip
     return plan
 
 
-def micro_batch(run: RunSpec, device: str) -> int:
-    """Rows at once: what the operator says after running out of memory, else what the user says, else what fits."""
-    training, estimate = run.spec.training, run.prepared.estimate if run.prepared else None
+def choose_micro_batch(run: RunSpec, shape: Architecture | None, share: int, memory: int | None) -> tuple[int, bool]:
+    """(rows at once, whether activations must be computed twice).
+
+    What the operator says after running out of memory, else what the user says, else the largest that the GPU's memory
+    (bytes; None on a CPU) has room for, up to the size beyond which nothing becomes faster.
+    """
+    training = run.spec.training
+    asked = training.micro_batch_size
+    comfortable = max(1, (CPU_TOKENS if memory is None else GPU_TOKENS) // training.max_length)
     if run.micro_batch:
-        return run.micro_batch
-    if training.micro_batch_size != "auto":
-        return int(training.micro_batch_size)
-    largest = estimate.largest_micro_batch if estimate else None
-    comfortable = max(1, (CPU_TOKENS if device == "cpu" else GPU_TOKENS) // training.max_length)
-    return min(largest, comfortable) if largest else comfortable
+        return run.micro_batch, memory is not None
+    if memory is None:
+        return (comfortable if asked == "auto" else int(asked)), False
+    if shape is None:
+        return (1 if asked == "auto" else int(asked)), True
+    work = Workload(run.spec, training.max_length)
+
+    def fits(rows: int, checkpointing: bool) -> bool:
+        return estimate(shape, work, rows, checkpointing).high <= memory
+
+    if asked != "auto":
+        return int(asked), not fits(int(asked), checkpointing=False)
+    sizes = [rows for rows in range(1, min(share, comfortable) + 1) if share % rows == 0]
+    plain = max((rows for rows in sizes if fits(rows, checkpointing=False)), default=0)
+    twice = max((rows for rows in sizes if fits(rows, checkpointing=True)), default=1)
+    if plain == max(sizes) or plain * training.max_length >= FEW_TOKENS:
+        return plain, False
+    return twice, True

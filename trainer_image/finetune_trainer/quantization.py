@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,18 +44,17 @@ def load_base_model(folder: Path, spec: FineTuneSpec, precision: Precision, devi
     Embeddings, norms and head stay in the compute dtype: norms compute in float32 anyway, and a float32 head (what
     prepare_model_for_kbit_training makes of it) costs gigabytes with a large vocabulary.
     """
-    if spec.objective.type == "Reward":
-        from transformers import AutoModelForSequenceClassification as AutoModel
-    else:
-        from transformers import AutoModelForCausalLM as AutoModel
+    import transformers
 
-    arguments: dict[str, object] = {"num_labels": 1} if spec.objective.type == "Reward" else {}
+    kind, arguments = "AutoModelForCausalLM", dict[str, Any]()
+    if spec.objective.type == "Reward":
+        kind, arguments = "AutoModelForSequenceClassification", {"num_labels": 1}
     config = quantization_config(spec, precision)
     if config is not None:
         arguments["quantization_config"] = config
     if device.type == "cuda":
         arguments["device_map"] = {"": device.index or 0}
-    model: PreTrainedModel = AutoModel.from_pretrained(
+    model: PreTrainedModel = getattr(transformers, kind).from_pretrained(
         str(folder),
         dtype=getattr(torch, precision.compute),
         trust_remote_code=spec.base_model.trust_remote_code,
@@ -75,7 +74,7 @@ def keep_packing_out(model: torch.nn.Module) -> None:
     Training through packed weights gives wrong gradients without an error (bitsandbytes issue 2078), so an evaluation
     in the middle of a run would silently spoil the rest of it.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

@@ -65,16 +65,16 @@ def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
         checkpoints = Checkpoints(store, f"{folder(run)}/checkpoints", work / "checkpoints", spec.checkpoint.keep)
         snapshot = checkpoints.newest()
 
-        model = load_base_model(inputs.model(), spec, precision, device)
-        layout = choose_layout(model, spec)
-        use_gradient_checkpointing(model, spec, prepared.estimate)
+        base = load_base_model(inputs.model(), spec, precision, device)
+        layout = choose_layout(base, spec)
         objective = make_objective(spec, layout, device, precision)
         rows = Rows(inputs.dataset(), "train", work / "rows")
         held_out = Rows(inputs.dataset(), "evaluation", work / "rows") if prepared.dataset.evaluation_samples else None
-        plan = make_plan(run, len(rows), world, device.type)
+        plan = make_plan(run, inputs.model(), rows, world, device)
+        use_gradient_checkpointing(base, spec, plan.checkpointing)
 
         first = batches(rows, plan.micro_batch, layout, device)
-        model, initial = initialize(model, spec, plan.steps, inputs.model(), first, snapshot)
+        model, initial = initialize(base, spec, plan.steps, inputs.model(), first, snapshot)
         fit = Fit(spec, model, objective, rows, plan, world, device, precision.scaled, initial)
         if snapshot:
             fit.resume(snapshot)
