@@ -176,6 +176,14 @@ def test_the_ten_lines_of_the_security_page_compute_the_digest(tmp_path: Path) -
     assert done.stdout.strip() == tree_digest(hash_tree(tmp_path / "folder"))
 
 
+def test_every_make_target_that_a_page_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        shown = re.findall(r"^make ([a-z0-9 -]+)|`make ([a-z0-9 -]+)", page.read_text(), re.MULTILINE)
+        named = {target for pair in shown for target in "".join(pair).split()}
+        assert named - targets == set(), page.name
+
+
 def test_no_page_names_a_machine() -> None:
     for page in PAGES:
         assert not re.search(r"/root/|/home/\w|/work/main", page.read_text()), page.name
