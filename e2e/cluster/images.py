@@ -152,16 +152,14 @@ def _registry(method: str, path: str) -> int:
 def ensure(images: Iterable[Image], cluster: Target) -> bool:
     """Build, push and unpack on the node what is not there yet, in the given order; True when anything was done."""
     wanted = list(images)
-
-    def missing() -> list[Image]:
-        return [image for image in wanted if not cluster.embedded or not in_registry(image)]
-
-    changed = bool(missing())
-    if changed:
-        with _build_lock():
-            for image in missing():  # asked again: whoever held the lock may have built it
-                build(image)
-                push(image, cluster)
+    changed = False
+    for image in wanted:
+        if not _is_pushed(image, cluster):
+            with _turn(image):
+                if not _is_pushed(image, cluster):  # whoever had the turn before may have done it
+                    build(image)
+                    push(image, cluster)
+                    changed = True
     if cluster.embedded:
         on_node = set(shell.output(*ctr("images", "ls", "-q")).split())
         for image in wanted:
@@ -171,12 +169,19 @@ def ensure(images: Iterable[Image], cluster: Target) -> bool:
     return changed
 
 
+def _is_pushed(image: Image, cluster: Target) -> bool:
+    return cluster.embedded and in_registry(image)  # asking another registry needs its credentials; a push is as good
+
+
 def build(image: Image) -> None:
     log = CACHE / "log" / f"image-{image.name}.log"
-    if image.base and not _is_built(base := BY_NAME[image.base[1]]):
-        if base is TORCH:
-            check_disk(TORCH_GIB, "building the trainer and engine images")
-        build(base)
+    if image.base:
+        base = BY_NAME[image.base[1]]
+        with _turn(base):
+            if not _is_built(base):
+                if base is TORCH:
+                    check_disk(TORCH_GIB, "building the trainer and engine images")
+                build(base)
     if image.name == "pause":
         command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(BIN / "pause")]
         shell.logged(command, log, cwd=PAUSE_SOURCE, env={"CGO_ENABLED": "0"})
@@ -286,16 +291,18 @@ def _index_url(pip_conf: Path) -> str | None:
 
 
 @contextmanager
-def _build_lock() -> Iterator[None]:
-    with _lock_file() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _turn(image: Image) -> Iterator[None]:
+    """Nobody else on this machine builds or pushes this image meanwhile; others may be built at the same time."""
+    with _lock_file("build") as any_build, _lock_file(f"build-{image.name}") as this_image:
+        fcntl.flock(any_build, fcntl.LOCK_SH)
+        fcntl.flock(this_image, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def no_build_running() -> Iterator[bool]:
     """Whether nobody on this machine builds images, and nobody begins to meanwhile."""
-    with _lock_file() as lock:
+    with _lock_file("build") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -304,6 +311,6 @@ def no_build_running() -> Iterator[bool]:
             yield True
 
 
-def _lock_file() -> TextIO:
+def _lock_file(name: str) -> TextIO:
     MACHINE.mkdir(parents=True, exist_ok=True)
-    return (MACHINE / "build.lock").open("w")
+    return (MACHINE / f"{name}.lock").open("w")

@@ -1,0 +1,105 @@
+# All commands of the project; `make help` lists them. The embedded cluster needs root on Linux; KUBECONFIG and
+# REGISTRY of your own cluster work instead.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+export PYTHONDONTWRITEBYTECODE := 1
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
+export PATH := $(PATH):$(CACHE)/bin
+PYTHON := .venv/bin/python
+VENV := .venv/.stamp
+CHART := charts/finetune-operator
+PYTEST := $(PYTHON) -m pytest
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2} /^## / {print "\n" substr($$0, 4)}' Makefile
+
+## Use it
+
+demo: deploy $(VENV) ## From nothing to a tuned model that answers; the cluster stays up
+	@$(PYTHON) -m e2e.demo
+
+cluster-up: ## Start the embedded Kubernetes; with KUBECONFIG or CLUSTER=existing, check that yours answers
+	@python3 -m e2e.cluster up
+
+images: ## Build the images and bring them to the cluster (REGISTRY=host/path: to your registry)
+	@python3 -m e2e.cluster images
+
+deploy: ## Install the chart with these images, storage, and the demo's namespace
+	@python3 -m e2e.cluster deploy
+
+cluster-down: ## Stop the embedded cluster and remove everything of it but the cache
+	@python3 -m e2e.cluster down
+
+## Check it
+
+test: $(VENV) ## Everything, in the order that fails fastest: verify, unit, integration, e2e
+	@$(PYTHON) -m e2e.suite
+
+verify: lint types ## Generated files are up to date, lint, types, import rules, the chart
+	@$(PYTHON) -m finetune_operator.crdgen --check
+	@diff -r crds $(CHART)/files/crds || { echo 'the CRDs in the chart are stale: run `make generate`'; exit 1; }
+	@$(PYTHON) docs/generate.py --check
+	@helm lint --quiet --strict $(CHART)
+
+lint: $(VENV) ## Lint, format and import rules
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --check --quiet . || { echo 'not formatted: run `make fmt`'; exit 1; }
+	@.venv/bin/lint-imports --no-logo > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+
+types: $(VENV)
+	@.venv/bin/mypy
+
+unit: $(VENV) cluster-binaries ## Unit tests
+	@$(PYTEST) tests/unit tests/hub_server e2e/cluster
+
+integration: $(VENV) cluster-binaries ## Tests against a real API server
+	@$(PYTEST) tests/integration
+
+e2e: deploy $(VENV) ## Tests on the real cluster
+	@$(PYTEST) e2e/cases
+
+bench: deploy $(VENV) ## Time from create to the prepare Job, on the cluster
+	@$(PYTHON) -m bench.reconcile
+
+## Change it
+
+generate: $(VENV) ## Write the CRDs from the types, and the reference pages from both
+	@$(PYTHON) -m finetune_operator.crdgen
+	@mkdir -p $(CHART)/files/crds && cp crds/*.yaml $(CHART)/files/crds/
+	@$(PYTHON) docs/generate.py
+
+fmt: $(VENV) ## Format the code
+	@.venv/bin/ruff check --fix-only --quiet .
+	@.venv/bin/ruff format --quiet .
+
+COMPILE = $(UV) pip compile --quiet --python-version 3.11 --no-header
+lock: $(UV) ## Resolve pyproject.toml into requirements/*.txt (UPGRADE=1: to the newest versions)
+	@$(COMPILE) $(if $(UPGRADE),--upgrade) --all-extras pyproject.toml -o requirements/dev.txt
+	@for image in operator trainer serving; do \
+	    $(COMPILE) --extra $$image -c requirements/dev.txt pyproject.toml -o requirements/$$image.txt; done
+	@$(COMPILE) -c requirements/dev.txt requirements/torch.in -o requirements/torch.txt
+	@$(COMPILE) --overrides requirements/engine-cpu.overrides -c requirements/torch.txt requirements/engine-cpu.in -o requirements/engine-cpu.txt
+
+cluster-binaries:
+	@python3 -m e2e.cluster binaries
+
+# The development environment. uv comes from PATH, or is installed into the cache.
+UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
+export UV_PYTHON_DOWNLOADS := never
+export UV_LINK_MODE := hardlink
+
+$(CACHE)/uv/bin/uv:
+	@echo "installing uv into $(CACHE)/uv"
+	@python3 -m venv $(CACHE)/uv && $(CACHE)/uv/bin/pip install --quiet uv==0.13.9
+
+$(VENV): requirements/dev.txt pyproject.toml | $(UV)
+	@echo "updating .venv from requirements/dev.txt"
+	@[ -x $(PYTHON) ] || $(UV) venv --quiet --python python3 .venv
+	@$(UV) pip sync --quiet --python $(PYTHON) requirements/dev.txt
+	@$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
+	@touch $@
+
+.PHONY: $(shell awk -F: '/^[a-z0-9-]+:/ {print $$1}' Makefile)
