@@ -8,8 +8,8 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
+from finetune_operator.event import Event
 from finetune_operator.kube import EVENTS, FIELD_MANAGER, ApiError, Kube, Object
 from finetune_operator.times import micro_time
 
@@ -19,16 +19,6 @@ log = logging.getLogger(__name__)
 SERIES_SECONDS = 360
 REMEMBERED = 2048
 NOTE_BYTES = 1024
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something to tell about an object; plans carry these, the recorder posts them after the status was written."""
-
-    reason: str
-    note: str
-    type: Literal["Normal", "Warning"] = "Normal"
-    action: str = "Reconcile"
 
 
 @dataclass

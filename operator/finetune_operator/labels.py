@@ -1,4 +1,4 @@
-"""Every label and annotation that we set or read, and the owner reference of a child."""
+"""Names that children carry: labels, annotations, the token's audience, and the owner reference."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ STAGE = f"{GROUP}/stage"
 INPUTS = f"{GROUP}/inputs"
 ATTEMPT = f"{GROUP}/attempt"
 RUN_SPEC = f"{GROUP}/run-spec"  # annotation on pods: the run spec, mounted through the downward API
+REPORT_AUDIENCE = "finetune-operator"  # of the projected tokens with which pods report
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 
 

@@ -10,7 +10,6 @@ import datetime as dt
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +17,7 @@ from aiohttp import web
 from finetune_operator import metrics
 from finetune_operator.kube import ADAPTERDEPLOYMENTS, FINETUNES, ApiError, Object
 from finetune_operator.queue import Key, WorkQueue
+from finetune_operator.report import Report
 from finetune_operator.tokens import Refused, Sender, Tokens
 
 log = logging.getLogger(__name__)
@@ -27,18 +27,6 @@ MAX_BODY_BYTES = 256 * 1024
 PACE_SECONDS = 1.0
 
 _KINDS = {resource.plural: resource.kind for resource in (FINETUNES, ADAPTERDEPLOYMENTS)}
-
-
-@dataclass(frozen=True)
-class Report:
-    """The newest report of one pod: `job` is the Job that owns the pod (empty for an agent), `body` what it sent."""
-
-    pod: str
-    pod_uid: str
-    job: str
-    job_uid: str
-    body: Object
-    received: dt.datetime
 
 
 class Reports:

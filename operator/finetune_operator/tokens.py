@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from finetune_operator.kube import PODS, TOKENREVIEWS, Kube, Object
 from finetune_operator.labels import OWNER_LABEL
+from finetune_operator.labels import REPORT_AUDIENCE as AUDIENCE
 from finetune_operator.queue import Key
 
-AUDIENCE = "finetune-operator"
 # A review is good for this long: short enough that a deleted pod's token dies soon, long enough that a pod which
 # reports every 5 s costs one review in 24 reports.
 CACHE_SECONDS = 120.0

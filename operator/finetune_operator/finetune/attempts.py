@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_trainer.runspec import PrepareResult, Stage
-
 from finetune_operator.api.finetunestatus import BaseModelStatus, DatasetStatus, FineTuneStatus, RunStatus
 from finetune_operator.finetune import jobs
 from finetune_operator.finetune.view import View
+from finetune_trainer.runspec import PrepareResult, Stage
 
 Object = dict[str, Any]
 

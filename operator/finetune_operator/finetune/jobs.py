@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from finetune_trainer.runspec import RunSpec, Stage, Storage
-
 from finetune_operator import labels, podtemplate
 from finetune_operator.api.finetune import FineTune, FineTuneSpec
 from finetune_operator.finetune import volumes
 from finetune_operator.settings import Settings
+from finetune_trainer.runspec import RunSpec, Stage, Storage
 
 Object = dict[str, Any]
 

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from finetune_trainer.runspec import Result, Stage
 from pydantic import ValidationError
 
 from finetune_operator import labels, times
 from finetune_operator.api.finetunestatus import ProgressStatus
-from finetune_operator.reports import Report
+from finetune_operator.report import Report
+from finetune_trainer.runspec import Result, Stage
 
 Object = dict[str, Any]
 

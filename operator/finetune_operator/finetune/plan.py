@@ -13,7 +13,7 @@ from typing import Any
 from finetune_operator import labels, times
 from finetune_operator.api.common import seconds
 from finetune_operator.api.finetunestatus import FineTuneStatus, ProgressStatus, RunStatus
-from finetune_operator.events import Event
+from finetune_operator.event import Event
 from finetune_operator.finetune import attempts, limits, observe, retry, status
 from finetune_operator.finetune.view import View
 from finetune_operator.reasons import of_failure, with_hint

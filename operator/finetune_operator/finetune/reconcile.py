@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from finetune_operator import labels, logs, metrics
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.context import Context
-from finetune_operator.events import Event
+from finetune_operator.event import Event
 from finetune_operator.finetune import explain
 from finetune_operator.finetune.plan import Plan, plan
 from finetune_operator.finetune.status import to_json

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune_trainer.runspec import Stage, inputs_hash
-
 from finetune_operator import labels, times
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import FineTuneStatus, RunStatus
 from finetune_operator.finetune import observe
 from finetune_operator.finetune.observe import Attempt
-from finetune_operator.reports import Report
+from finetune_operator.report import Report
 from finetune_operator.settings import Settings
+from finetune_trainer.runspec import Stage, inputs_hash
 
 Object = dict[str, Any]
 

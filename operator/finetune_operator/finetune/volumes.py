@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_trainer.runspec import Stage
-
 from finetune_operator import labels
 from finetune_operator.api.common import PersistentVolumeClaimSource
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.settings import Settings
-from finetune_operator.tokens import AUDIENCE
+from finetune_trainer.runspec import Stage
 
 Object = dict[str, Any]
 Mounted = tuple[Object, Object]
@@ -45,7 +43,13 @@ def _run_spec() -> Mounted:
 def _report_token(settings: Settings) -> Mounted:
     """The token that lets this pod, and no other, report on its own run; and the CA of the server that it goes to."""
     sources: list[Object] = [
-        {"serviceAccountToken": {"audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"}}
+        {
+            "serviceAccountToken": {
+                "audience": labels.REPORT_AUDIENCE,
+                "expirationSeconds": TOKEN_SECONDS,
+                "path": "token",
+            }
+        }
     ]
     if settings.reports.ca_config_map:
         certificate = {"key": "ca.crt", "path": "ca.crt"}

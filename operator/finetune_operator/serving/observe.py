@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_operator import times
-from finetune_operator.reports import Report
+from finetune_operator.report import Report
 from finetune_serving.desired import AdapterReport, AgentReport
 from finetune_trainer.mergespec import MergeResult
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_operator.api.adapterdeploymentstatus import AdapterDeploymentStatus
 from finetune_operator.api.finetune import FineTune
-from finetune_operator.events import Event
+from finetune_operator.event import Event
 from finetune_operator.kube import CONFIGMAPS, DEPLOYMENTS, SERVICES, Resource
 from finetune_operator.serving import rollout, status, workloads
 from finetune_operator.serving.targets import Target

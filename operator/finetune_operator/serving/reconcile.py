@@ -11,7 +11,7 @@ from finetune_operator import labels, metrics
 from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.context import Context
-from finetune_operator.events import Event
+from finetune_operator.event import Event
 from finetune_operator.kube import (
     ADAPTERDEPLOYMENTS,
     CONFIGMAPS,

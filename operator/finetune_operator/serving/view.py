@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_operator.api.adapterdeployment import AdapterDeployment
-from finetune_operator.reports import Report
+from finetune_operator.report import Report
 from finetune_operator.serving import observe, targets, workloads
 from finetune_operator.serving.targets import Base, FineTunes, Target
 from finetune_operator.settings import Settings

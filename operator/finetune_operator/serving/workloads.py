@@ -13,7 +13,6 @@ from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.common import GROUP
 from finetune_operator.serving.targets import Base, Target
 from finetune_operator.settings import Settings
-from finetune_operator.tokens import AUDIENCE
 from finetune_serving.desired import Desired
 from finetune_serving.routes import BASE, engine_name
 from finetune_trainer.mergespec import MergeSpec
@@ -32,7 +31,27 @@ DIGEST = f"{GROUP}/adapter-digest"
 
 # vLLM arguments that this file sets, or that would open what the middleware closes.
 OWN_ARGUMENTS = frozenset(
-    ["--api-key", "--api-server-count", "--config", "--data-parallel-size", "--enable-lora", "--host", "--lora-modules", "--max-lora-rank", "--max-loras", "--max-cpu-loras", "--max-model-len", "--middleware", "--model", "--port", "--quantization", "--root-path", "--served-model-name", "--tensor-parallel-size", "--uds"]
+    [
+        "--api-key",
+        "--api-server-count",
+        "--config",
+        "--data-parallel-size",
+        "--enable-lora",
+        "--host",
+        "--lora-modules",
+        "--max-lora-rank",
+        "--max-loras",
+        "--max-cpu-loras",
+        "--max-model-len",
+        "--middleware",
+        "--model",
+        "--port",
+        "--quantization",
+        "--root-path",
+        "--served-model-name",
+        "--tensor-parallel-size",
+        "--uds",
+    ]
 )
 
 # An engine that loads a large model from a cold disk takes tens of minutes; the kubelet must not restart it meanwhile.
@@ -384,7 +403,7 @@ def _probe(path: str, port: str, seconds: int) -> Object:
 
 def _report_token(settings: Settings) -> Object:
     sources: list[Object] = [
-        {"serviceAccountToken": {"audience": AUDIENCE, "expirationSeconds": 3600, "path": "token"}}
+        {"serviceAccountToken": {"audience": labels.REPORT_AUDIENCE, "expirationSeconds": 3600, "path": "token"}}
     ]
     if settings.reports.ca_config_map:
         items = [{"key": "ca.crt", "path": "ca.crt"}]

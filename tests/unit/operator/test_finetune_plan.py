@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
+
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import EstimateStatus, EvaluationStatus, GateStatus
 from finetune_operator.finetune.plan import Plan
 from finetune_operator.settings import Settings
-from wrappers import (
+from tests.unit.operator.wrappers import (
     NOW,
     SETTINGS,
     Object,

@@ -16,7 +16,7 @@ from finetune_operator.api.finetunestatus import (
 from finetune_operator.finetune.plan import Plan, plan
 from finetune_operator.finetune.status import to_json
 from finetune_operator.finetune.view import view
-from finetune_operator.reports import Report
+from finetune_operator.report import Report
 from finetune_operator.settings import Settings
 from finetune_trainer.runspec import Failure, PrepareResult, Result, Reused, TrainResult
 

@@ -6,7 +6,7 @@ from typing import Any
 from finetune_operator import times
 from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.finetune import FineTune
-from finetune_operator.reports import Report
+from finetune_operator.report import Report
 from finetune_operator.serving import workloads
 from finetune_operator.serving.plan import Plan, plan
 from finetune_operator.serving.status import to_json
