@@ -11,7 +11,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from prometheus_client import REGISTRY
 
+from finetune_operator import metrics  # noqa: F401  registers them
 from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.reasons import FAILURES
@@ -174,6 +176,16 @@ def test_the_ten_lines_of_the_security_page_compute_the_digest(tmp_path: Path) -
         [sys.executable, "-c", script, str(tmp_path / "folder")], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == tree_digest(hash_tree(tmp_path / "folder"))
+
+
+def test_the_metrics_of_the_operations_page_are_the_operators() -> None:
+    families = [family for family in REGISTRY.collect() if family.name.startswith("finetune_operator_")]
+    exported = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    page = (ROOT / "docs" / "operations.md").read_text()
+    table = page[page.index("| metric |") : page.index("Alerts worth having")]
+    shown = set(re.findall(r"`(finetune_operator_\w+)`", table))
+    shown |= {f"finetune_operator_workqueue{suffix}" for suffix in re.findall(r"`(_\w+)`", table)}
+    assert shown == exported
 
 
 def test_every_make_target_that_a_page_names_exists() -> None:
