@@ -466,6 +466,7 @@ NOT_SUPPORTED_EXAMPLES: dict[str, Changes] = {
     "output.exports": {"output.exports": ["Merged"]},
     "output.hub": {"output.hub": {"repo": "acme/bot", "tokenSecretRef": {"name": "hub"}}},
     "budget": {"budget": {"maxGpuHours": 10}},
+    "deletionPolicy": {"deletionPolicy": "Delete"},
 }
 
 
