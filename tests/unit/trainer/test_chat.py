@@ -1,0 +1,122 @@
+"""Chat templates: rendered as transformers renders them, and exactly the assistant's words found in the text."""
+
+from typing import Any
+
+import pytest
+
+from finetune_trainer.chat import CHATML as DEFAULT_CHATML
+from finetune_trainer.chat import PLAIN, ChatTemplate, default_template
+from finetune_trainer.formats import Conversation, Invalid
+
+from . import templates
+
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+ENDS = ("<|im_end|>", "<|eot_id|>")
+
+
+def template(source: str) -> ChatTemplate:
+    return ChatTemplate(source, TOKENS, ENDS)
+
+
+def talk(*contents: str, system: str = "") -> Conversation:
+    roles = ("user", "assistant")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+    return Conversation(messages)
+
+
+def learned(source: str, conversation: Conversation) -> list[str]:
+    text, spans = template(source).spans(conversation)
+    return [text[start:end] for start, end in spans]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (templates.CHATML, ["four<|im_end|>", "six<|im_end|>"]),
+        (templates.LLAMA2, ["four </s>", "six </s>"]),
+        (templates.LLAMA3, ["four<|eot_id|>", "six<|eot_id|>"]),
+        (templates.QWEN3, ["four<|im_end|>", "six<|im_end|>"]),
+        (templates.GENERATION, ["four<|im_end|>", "six<|im_end|>"]),
+        (templates.ENDLESS, ["four", "six"]),
+        (DEFAULT_CHATML, ["four<|im_end|>", "six<|im_end|>"]),
+        (PLAIN, ["four</s>", "six</s>"]),
+    ],
+)
+def test_assistant_turns_and_the_tokens_that_end_them_are_learned(source: str, expected: list[str]) -> None:
+    assert learned(source, talk("2+2?", "four", "3+3?", "six")) == expected
+
+
+@pytest.mark.parametrize("source", [templates.CHATML, templates.LLAMA2, templates.LLAMA3, templates.QWEN3, PLAIN])
+@pytest.mark.parametrize(
+    "contents",
+    [
+        ("yes", "yes", "yes", "yes"),
+        ("assistant", "user", "user", "assistant"),
+        ("say im_end", "im_end", "again", "im_end"),
+        ("a", "aa", "aa", "a"),
+    ],
+)
+def test_words_that_occur_elsewhere_are_not_mistaken_for_the_answer(source: str, contents: tuple[str, ...]) -> None:
+    conversation = talk(*contents)
+    text, spans = template(source).spans(conversation)
+    found = [text[start:end] for start, end in spans]
+    assert [words.split("<")[0].strip() for words in found] == [contents[1], contents[3]]
+    marked = template(source).render(talk(contents[0], "\u2460", contents[2], "\u2461").messages)
+    for mark, (start, _) in zip("\u2460\u2461", spans, strict=True):
+        shift = 0 if mark == "\u2460" else len(contents[1]) - 1
+        assert start == marked.index(mark) + shift
+
+
+def test_only_turns_from_the_completion_on_are_learned() -> None:
+    conversation = Conversation(talk("2+2?", "four", "3+3?", "six").messages, learn_from=3)
+    for source in (templates.CHATML, templates.GENERATION):
+        assert learned(source, conversation) == ["six<|im_end|>"]
+
+
+def test_tool_calls_are_learned_and_answers_of_tools_are_not() -> None:
+    call = {"function": {"name": "add", "arguments": {"a": 1}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "add"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "three"},
+    ]
+    assert learned(templates.TOOLS, Conversation(messages, tools=[{"name": "add"}])) == [
+        '<call>{"name": "add", "arguments": {"a": 1}}</call><|im_end|>\n',
+        "three<|im_end|>",
+    ]
+
+
+def test_a_template_that_refuses_a_conversation_is_quoted() -> None:
+    with pytest.raises(
+        Invalid, match="chat template refuses the conversation: Only user and assistant roles are supported!"
+    ):
+        template(templates.LLAMA2).spans(talk("a", "b", system="s"))
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
+    for source in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}"):
+        with pytest.raises(Invalid):
+            template(source).render([{"role": "user", "content": "a"}])
+
+
+def test_the_date_is_always_the_same() -> None:
+    assert "Today: 26 Jul 2024" in template(templates.LLAMA3).render(talk("a", "b").messages)
+
+
+def test_a_model_without_a_template_gets_chatml_only_if_it_knows_its_tokens() -> None:
+    assert default_template({"<|im_start|>": 1, "<|im_end|>": 2}) == DEFAULT_CHATML
+    assert default_template({"a": 1}) == PLAIN
+
+
+@pytest.mark.parametrize(
+    "source", [templates.CHATML, templates.LLAMA2, templates.QWEN3, templates.GENERATION, templates.TOOLS, PLAIN]
+)
+@pytest.mark.parametrize("generate", [False, True])
+def test_rendering_is_that_of_transformers(source: str, generate: bool) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = talk("a <b> \n", "b 'c'", " c ", "d").messages
+    theirs, _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=generate, **TOKENS)
+    assert template(source).render(messages, add_generation_prompt=generate) == theirs[0]
