@@ -411,6 +411,12 @@ CASES = [
         for field in ("labels", "annotations", "nodeSelector")
     ),
     Case(
+        "labels: a key must look like app or example.com/app",
+        at="spec.podTemplate.labels",
+        bad={"podTemplate.labels": {"x" * 64: "x"}},
+        good={"podTemplate.labels": {"x" * 63: "x"}},
+    ),
+    Case(
         "key: operator Equal needs a key; give one or use operator Exists",
         at="spec.podTemplate.tolerations[0].key",
         bad={"podTemplate.tolerations": [{"value": "x"}]},

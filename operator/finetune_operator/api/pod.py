@@ -8,9 +8,8 @@ from pydantic import Field
 from finetune_operator.api.common import ObjectName, Spec
 from finetune_operator.api.rules import Rule, exactly_one
 
-LabelKey = Annotated[
-    str, Field(pattern=r"^([a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317)
-]
+LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+LabelKey = Annotated[str, Field(pattern=LABEL_KEY, max_length=317)]
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
 
@@ -202,7 +201,7 @@ def _valid_keys(fields: tuple[str, ...]) -> Iterator[Rule]:
     """The keys of a map have no schema of their own in a CRD, so a rule stands in for it."""
     for field in fields:
         yield Rule(
-            f"!has(self.{field}) || self.{field}.all(key, !format.qualifiedName().validate(key).hasValue())",
+            f"!has(self.{field}) || self.{field}.all(key, key.matches('{LABEL_KEY}'))",
             f"{field}: a key must look like app or example.com/app",
             field=field,
         )
