@@ -116,7 +116,7 @@ class ApiServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kubeconfig = folder / "kubeconfig"
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
         """Returns when /readyz is ok. Somebody else may take a port before we listen on it: then once more."""
@@ -132,10 +132,10 @@ class ApiServer:
                     raise
 
     def stop(self) -> None:
-        for process in reversed(self._processes.values()):
+        for process in reversed(self.processes.values()):
             process.kill()
             process.wait()
-        self._processes.clear()
+        self.processes.clear()
 
     @property
     def client(self) -> Client:
@@ -185,12 +185,12 @@ class ApiServer:
         with (self.folder / f"{name}.log").open("wb") as log:
             # A test run that is killed takes its servers along.
             tied = ("setpriv", "--pdeathsig", "KILL", *command)
-            self._processes[name] = subprocess.Popen(tied, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.processes[name] = subprocess.Popen(tied, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            for name, process in self._processes.items():
+            for name, process in self.processes.items():
                 if process.poll() is not None:
                     raise RuntimeError(f"{name} ended with {process.returncode}: {self._newest_logs()}")
             try:
