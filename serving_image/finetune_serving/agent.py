@@ -27,6 +27,7 @@ from finetune_serving.plan import Fetch, Known, Load, Measure, Refusal, Unload, 
 from finetune_serving.report import Reporter
 from finetune_serving.routes import Aliases, AliasFile, engine_name, write_aliases
 from finetune_trainer.failures import RunFailure
+from finetune_trainer.probeprompts import prompts_for
 from finetune_trainer.store import Store
 
 log = logging.getLogger("agent")
@@ -34,6 +35,7 @@ log = logging.getLogger("agent")
 POLL_SECONDS = 1.0
 #: A wrong digest or a missing object may be put right in the bucket by somebody; an unreachable store comes back.
 RETRY_SECONDS = 30.0
+BASE_RETRY_SECONDS = 5.0
 #: The store's own patience per request; the agent asks again by itself, and reports in between.
 STORE_WAIT_SECONDS = 20.0
 
@@ -58,6 +60,7 @@ class AgentSettings:
     engine_url: str
     health_port: int
     min_lora_rank: int
+    max_loaded: int
     max_loras: int
     report_url: str
     report_token: Path
@@ -77,6 +80,7 @@ class AgentSettings:
             engine_url=env.get("FINETUNE_ENGINE_URL", "http://127.0.0.1:8000"),
             health_port=int(env.get("FINETUNE_HEALTH_PORT", "8001")),
             min_lora_rank=int(env.get("FINETUNE_MIN_LORA_RANK", "16")),
+            max_loaded=int(env.get("FINETUNE_MAX_LOADED", "2")),
             max_loras=int(env.get("FINETUNE_MAX_LORAS", "2")),
             report_url=env.get("FINETUNE_REPORT_URL", ""),
             report_token=Path(env.get("FINETUNE_REPORT_TOKEN_FILE", "/var/run/finetune/token")),
@@ -90,7 +94,7 @@ class Agent:
     def __init__(self, settings: AgentSettings, store: Store) -> None:
         self.settings = settings
         self.store = store
-        self.known = Known()
+        self.known = Known(max_loaded=settings.max_loaded)
         self.base = read_base(settings.state / "base.json")
         self.message = "starting"
         self.prepared = asyncio.Event()
@@ -138,7 +142,7 @@ class Agent:
         write_token(state / "token")
         self.read_desired_file()
         while self.known.desired is None:
-            self.message = f"waiting for {self.settings.desired_file}"
+            self._say(f"waiting for {self.settings.desired_file}")
             await self._pause(POLL_SECONDS)
             self.read_desired_file()
         if not (state / "aliases.json").exists():
@@ -146,7 +150,7 @@ class Agent:
         base = await self._fetch_base()
         await self._fetch_first_adapters()
         self.known.max_lora_rank = write_engine_config(state / "engine.yaml", base, self.settings, self.known)
-        self.message = ""
+        self._say("")
         self.prepared.set()
         log.info("prepared: the engine may start with max-lora-rank %d", self.known.max_lora_rank)
 
@@ -154,23 +158,23 @@ class Agent:
         while True:
             assert self.known.desired is not None
             base = self.known.desired.base_model
-            self.message = f"fetching the base model from {base.uri}"
+            self._say(f"fetching the base model from {base.uri}")
             try:
                 path = await asyncio.to_thread(artifact.fetch_base, self.store, base, self.settings.models)
                 self.base = base
                 replace_file(self.settings.state / "base.json", base.model_dump_json())
                 return path
             except RunFailure as failure:
-                self.message = f"base model: {failure.message}"
-                log.error("%s; trying again in %.0f s", self.message, POLL_SECONDS * 5)
-                await self._pause(POLL_SECONDS * 5)
+                self._say(f"base model: {failure.message}")
+                log.error("%s; trying again in %.0f s", self.message, BASE_RETRY_SECONDS)
+                await self._pause(BASE_RETRY_SECONDS)
                 self.read_desired_file()
 
     async def _fetch_first_adapters(self) -> None:
         """So that the engine is started for their ranks. One that cannot be had does not keep the others waiting."""
         assert self.known.desired is not None
         for adapter in self.known.desired.adapters:
-            self.message = f"fetching {model_of(adapter)}"
+            self._say(f"fetching {model_of(adapter)}")
             fetching = asyncio.create_task(self._fetch_adapter(adapter))
             await asyncio.wait([fetching])
             self._take_fetched(adapter, fetching)
@@ -255,7 +259,7 @@ class Agent:
     async def _measure(self, engine: Engine, adapter: DesiredAdapter) -> None:
         assert self.known.desired is not None
         asked, fetched = self.known.desired.probe, self.known.fetched.get(adapter.digest)
-        prompts = probe.prompts_for(asked.prompts, fetched.prompts if fetched else ())
+        prompts = prompts_for(asked.prompts, fetched.prompts if fetched else ())
         try:
             effect = await probe.measure(engine, model_of(adapter), prompts)
         except EngineRefused as refused:
@@ -307,8 +311,12 @@ class Agent:
             except ValueError as error:
                 log.error("the operator's answer is not a desired set: %s", error)
 
+    def _say(self, message: str) -> None:
+        """What this pod is doing before its engine runs."""
+        self.message = message
+        self.reporter.offer(plan.agent_report(self.known, message))
+
     async def _pause(self, seconds: float) -> None:
-        self.reporter.offer(plan.agent_report(self.known, self.message))
         self._changed.clear()
         try:
             await asyncio.wait_for(self._changed.wait(), seconds)
@@ -349,7 +357,7 @@ def write_engine_config(path: Path, base: Path, settings: AgentSettings, known: 
         "enable-lora": True,
         "max-lora-rank": rank,
         "max-loras": settings.max_loras,
-        "max-cpu-loras": 2 * settings.max_loras,
+        "max-cpu-loras": settings.max_loras,
     }
     replace_file(path, yaml.safe_dump(config))
     return rank

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from finetune_serving import slots
 from finetune_serving.routes import Aliases, AliasFile
 
 Scope = MutableMapping[str, Any]
@@ -36,7 +37,25 @@ TOKEN_HEADER = b"x-finetune-token"
 # would be out of date with its next release.
 PUBLIC_PREFIXES = ("/v1/", "/v2/", "/static/", "/metrics/")
 PUBLIC_PATHS = frozenset(
-    ["/", "/health", "/ping", "/metrics", "/version", "/load", "/docs", "/redoc", "/openapi.json", "/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/rerank", "/generative_scoring", "/finetune/ready"]
+    [
+        "/",
+        "/health",
+        "/ping",
+        "/metrics",
+        "/version",
+        "/load",
+        "/docs",
+        "/redoc",
+        "/openapi.json",
+        "/tokenize",
+        "/detokenize",
+        "/pooling",
+        "/classify",
+        "/score",
+        "/rerank",
+        "/generative_scoring",
+        "/finetune/ready",
+    ]
 )
 CLOSED_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 RETRY_AFTER_SECONDS = 5
@@ -79,6 +98,8 @@ class AdapterMiddleware:
             await answer(send, 200, {"boot": self._boot, "inFlight": dict(self._in_flight)})
         elif path == "/finetune/ready":
             await self._ready(scope, receive, send)
+        elif path == "/v1/unload_lora_adapter" and method == "POST":
+            await self._unload(with_api_key(scope), receive, send)
         elif path == "/v1/models" and method == "GET":
             await self._models(scope, receive, send)
         elif method == "POST" and is_json(scope):
@@ -106,6 +127,19 @@ class AdapterMiddleware:
         else:
             # The engine's core can be dead while its API server still answers; its own check knows.
             await self._app({**scope, "path": "/health", "raw_path": b"/health"}, receive, send)
+
+    async def _unload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Only the agent gets here. The adapter's slot is freed before it hears that the adapter is gone."""
+        body = await read_body(scope, receive)
+        name = str((parse(body) or {}).get("lora_name", ""))
+        number = slots.adapter_id(scope.get("app"), name)
+
+        async def freed(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200 and number is not None:
+                await slots.free(scope.get("app"), number)
+            await send(message)
+
+        await self._app(scope, replay(body, receive), freed)
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lists the stable names before the engine's: clients take the first one for the default."""

@@ -34,6 +34,8 @@ class Known:
     engine: EngineState | None = None
     boot: str = ""
     max_lora_rank: int = 0
+    #: Never more adapters at once in the engine, even while names move from old to new.
+    max_loaded: int = 2
     fetched: dict[str, Fetched] = field(default_factory=dict)
     fetching: str = ""
     loaded: set[str] = field(default_factory=set)
@@ -87,7 +89,8 @@ def next_step(known: Known, now: float) -> Step | None:
                 return Measure(adapter)
         for adapter in waiting:
             fetched = known.fetched.get(adapter.digest)
-            if fetched is not None and fetched.rank <= known.max_lora_rank:
+            room = len(known.loaded) < known.max_loaded
+            if fetched is not None and fetched.rank <= known.max_lora_rank and room:
                 return Load(adapter)
     for adapter in waiting:
         if adapter.digest not in known.fetched and not known.fetching:

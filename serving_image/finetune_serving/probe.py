@@ -12,13 +12,6 @@ from dataclasses import dataclass
 from finetune_serving.engine import Engine
 from finetune_serving.routes import BASE
 
-DEFAULT_PROMPTS = (
-    "Hello! How can I help you today?",
-    "The capital of France is Paris, and the capital of Italy is Rome.",
-    "User: What is your name?\nAssistant: My name is",
-    "def add(a, b):\n    return a + b\n",
-)
-MAX_PROMPTS = 8
 #: Places in each prompt at which the next token is compared.
 PLACES = 6
 #: The effect must stand out of what the base model differs from itself by, asked twice on a busy GPU.
@@ -84,8 +77,3 @@ def mean_difference(left: Sequence[Mapping[str, float]], right: Sequence[Mapping
         for token, logprob in here.items()
     ]
     return sum(differences) / len(differences) if differences else 0.0
-
-
-def prompts_for(asked: Sequence[str], recorded: Sequence[str]) -> tuple[str, ...]:
-    """The spec's prompts; else those that training recorded in the adapter's manifest, and the fixed ones."""
-    return tuple(asked) if asked else (*recorded, *DEFAULT_PROMPTS)[:MAX_PROMPTS]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from finetune_operator.api.common import Spec, Status
+from pydantic import Field
 
+from finetune_operator.api.common import Spec, Status
 from finetune_trainer.runspec import Failure, Storage
 
 
@@ -25,7 +26,7 @@ class MergeSpec(Spec):
     precision: Literal["Auto", "BF16", "FP32"] = "Auto"
     gpus: int = 0
     min_logprob_delta: float = 0.001
-    prompts: list[str] = []
+    prompts: list[str] = Field(default_factory=list)
     trust_remote_code: bool = False
 
 

@@ -59,8 +59,9 @@ def limits(view: View) -> Limits:
     """The LoRA slots. The rank only grows while the Deployment lives: each change of it replaces the pods."""
     known = [target.rank for target in view.targets]
     reported = [a.rank or 0 for report in view.agents.values() for a in report.adapters]
-    # During a swap both digests of a name are loaded; one is swapped after the other.
-    return Limits(max(SMALLEST_RANK, *known, *reported, _rank_now(view)), len(view.targets) + 1)
+    # A canary keeps two digests of a name loaded; during a swap one more is, one name after the other.
+    canaries = sum(1 for adapter in view.parent.spec.adapters if adapter.canary is not None)
+    return Limits(max(SMALLEST_RANK, *known, *reported, _rank_now(view)), len(view.targets) + canaries + 1)
 
 
 def storage_of(view: View, target: Target) -> tuple[Storage, str]:

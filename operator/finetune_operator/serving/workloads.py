@@ -65,7 +65,7 @@ DRAIN_SECONDS = 5
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine's LoRA slots are sized for."""
+    """What the engine's LoRA slots are sized for: the largest rank, and how many adapters are loaded at once."""
 
     rank: int
     adapters: int
@@ -310,7 +310,9 @@ def _agent(
             {"name": "FINETUNE_STORAGE_REGION", "value": storage.region},
             {"name": "FINETUNE_REPORT_URL", "value": settings.reports.url + path},
             {"name": "FINETUNE_MIN_LORA_RANK", "value": str(limits.rank)},
-            {"name": "FINETUNE_MAX_LORAS", "value": str(limits.adapters)},
+            {"name": "FINETUNE_MAX_LOADED", "value": str(limits.adapters)},
+            # On a CPU, vLLM answers for the base model with what is in the last slot: that one stays free (slots.py).
+            {"name": "FINETUNE_MAX_LORAS", "value": str(limits.adapters + (0 if parent.spec.resources.gpus else 1))},
             # Another base model is another pod; an adapter is not.
             {"name": "FINETUNE_BASE_MODEL", "value": f"{base.uri} {base.digest}".strip()},
             *_credentials(secret),

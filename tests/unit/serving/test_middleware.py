@@ -254,7 +254,27 @@ async def test_the_model_list_starts_with_the_stable_names(app: Any, tmp_path: P
     assert answer.headers[b"content-length"] == str(len(answer.body)).encode() and answer.headers[b"x-engine"] == b"yes"
 
 
-CLOSED = ["/v1/load_lora_adapter", "/v1/load_lora_adapter/", "/v1/unload_lora_adapter", "/adapters", "/adapters/x", "/invocations", "/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache", "/server_info", "/update_weights", "/pause", "/abort_requests", "/start_profile", "/scale_elastic_ep", "/tokenizer_info", "/inference/v1/generate", "/finetune/engine"]
+CLOSED = [
+    "/v1/load_lora_adapter",
+    "/v1/load_lora_adapter/",
+    "/v1/unload_lora_adapter",
+    "/adapters",
+    "/adapters/x",
+    "/invocations",
+    "/sleep",
+    "/wake_up",
+    "/collective_rpc",
+    "/reset_prefix_cache",
+    "/server_info",
+    "/update_weights",
+    "/pause",
+    "/abort_requests",
+    "/start_profile",
+    "/scale_elastic_ep",
+    "/tokenizer_info",
+    "/inference/v1/generate",
+    "/finetune/engine",
+]
 
 
 @pytest.mark.parametrize("path", CLOSED)
