@@ -10,10 +10,11 @@ from typing import Any
 
 from e2e.cluster import images, shell
 from e2e.cluster.layout import DEMO_NAMESPACE, HERE, RELEASE, REPO, STATE, SYSTEM_NAMESPACE
-from e2e.cluster.progress import step
+from e2e.cluster.progress import Refused, step
 from e2e.cluster.target import Target
 
 CREDENTIALS_SECRET = "finetune-storage"
+ROLLOUT = 180
 
 
 def deploy(cluster: Target) -> None:
@@ -31,8 +32,18 @@ def deploy(cluster: Target) -> None:
         shell.logged([*install, *values, "--history-max", "3"], log)
     for deployment in _deployments(cluster):
         with step(f"rollout of {deployment}"):
-            rollout = cluster.kubectl("-n", SYSTEM_NAMESPACE, "rollout", "status", deployment, "--timeout=180s")
-            shell.output(*rollout)
+            _wait_for(cluster, deployment)
+
+
+def _wait_for(cluster: Target, deployment: str) -> None:
+    """Wait for the new pods; when they do not come, say what the newest one says."""
+    here = ("-n", SYSTEM_NAMESPACE)
+    try:
+        shell.output(*cluster.kubectl(*here, "rollout", "status", deployment, f"--timeout={ROLLOUT}s"))
+    except Refused as failure:
+        logs = shell.output(*cluster.kubectl(*here, "logs", deployment, "--tail=5", "--all-containers"), check=False)
+        pods = shell.output(*cluster.kubectl(*here, "get", "pods"), check=False)
+        raise Refused(f"{failure}\n{pods}{logs}{deployment} did not become available in {ROLLOUT}s") from None
 
 
 def image_values(registry: str) -> dict[str, Any]:
