@@ -93,9 +93,12 @@ def _get(url: str, path: Path, field: str) -> str:
 def _target(url: str, field: str) -> tuple[str, str, int, bool]:
     """(host name, checked address, port, whether TLS) of a URL."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        port = 0
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port:
         raise RunFailure(DATASET_NOT_FOUND, f"{field}: {url} is not an http:// or https:// address")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)}
     except socket.gaierror as error:
