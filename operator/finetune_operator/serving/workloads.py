@@ -127,7 +127,8 @@ def mount_deployment(
         _engine(
             parent,
             settings,
-            [f"--config={STATE}/engine.yaml", f"--served-model-name={BASE}"]
+            # Two words: vLLM reads the file only so, and ignores --config=FILE without a word.
+            ["--config", f"{STATE}/engine.yaml", f"--served-model-name={BASE}"]
             + ["--middleware=finetune_serving.middleware.AdapterMiddleware"],
             [
                 {"name": "PYTHONPATH", "value": f"{STATE}/python"},
