@@ -237,7 +237,8 @@ def load_as_trained(base: Path, manifest: dict[str, Any], dtype: str, remote_cod
     if arguments:
         model = model.dequantize()
         # transformers leaves its marks, by which PEFT refuses to merge IA3 and AdaLoRA into what are full weights now.
-        model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
+        for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+            setattr(model, mark, False)
     model = model.to(getattr(torch, dtype)).eval()
     return model
 
