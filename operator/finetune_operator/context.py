@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from finetune_operator.events import Events
 from finetune_operator.kube import Kube, Object
@@ -25,5 +26,16 @@ class Context:
     now: Callable[[], dt.datetime]
     # Objects that were just created, as the watch brought them: the first look at an object needs no read.
     newborn: dict[Key, Object] = field(default_factory=dict)
-    # The resource version of our last write to an object: the event of that very write is no news.
-    written: dict[Key, str] = field(default_factory=dict)
+    # By uid, the resource version of our last write to an object: the event of that very write is no news.
+    written: dict[str, str] = field(default_factory=dict)
+
+    def wrote(self, answer: Object) -> None:
+        """Remember a write by the API server's answer to it."""
+        self.written[answer["metadata"]["uid"]] = answer["metadata"]["resourceVersion"]
+
+    def is_own_write(self, event_type: str | None, meta: Mapping[str, Any]) -> bool:
+        """Whether a watch event tells of nothing but our last write to the object."""
+        if event_type == "DELETED":
+            self.written.pop(meta["uid"], None)
+            return False
+        return bool(self.written.get(meta["uid"]) == meta["resourceVersion"])

@@ -81,13 +81,16 @@ ENDPOINTSLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslice
 TOKENREVIEWS = Resource("authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False)
 
 
-async def configuration() -> Configuration:
-    """In a pod its service account, elsewhere $KUBECONFIG or ~/.kube/config."""
+async def configuration(kubeconfig: str | None = None) -> Configuration:
+    """From this file; without one in a pod its service account, elsewhere $KUBECONFIG or ~/.kube/config."""
     loaded = Configuration()
-    try:
-        config.load_incluster_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
-    except config.ConfigException:
-        await config.load_kube_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
+    if kubeconfig is None:
+        try:
+            config.load_incluster_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
+            return loaded
+        except config.ConfigException:
+            pass
+    await config.load_kube_config(kubeconfig, client_configuration=loaded)  # type: ignore[no-untyped-call]
     return loaded
 
 

@@ -31,7 +31,6 @@ async def reconcile(context: Context, key: Key) -> float | None:
     if raw is None or raw["metadata"].get("deletionTimestamp"):
         # Its children are deleted by the garbage collector: they carry an owner reference.
         context.reports.forget(key)
-        context.written.pop(key, None)
         metrics.phases.set(*key, None)
         return None
     try:
@@ -47,7 +46,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
     if parent.status.run is not None:
         logs.about_run(parent.status.run.id or parent.status.run.inputs)
     decided = plan(seen)
-    again = await _act(context, key, raw, decided, changed=decided.status != parent.status)
+    again = await _act(context, raw, decided, changed=decided.status != parent.status)
     metrics.phases.set(*key, decided.status.phase)
     return min((s for s in (again, explain.again(jobs, pods, context.now())) if s is not None), default=None)
 
@@ -60,7 +59,7 @@ async def _children(context: Context, key: Key) -> tuple[list[Object], list[Obje
     return jobs, pods
 
 
-async def _act(context: Context, key: Key, raw: Object, decided: Plan, *, changed: bool) -> float | None:
+async def _act(context: Context, raw: Object, decided: Plan, *, changed: bool) -> float | None:
     """Delete, create, write the status, tell. Every step can be repeated, so an error in one means: plan again."""
     for job in decided.delete:
         meta = job["metadata"]
@@ -70,13 +69,15 @@ async def _act(context: Context, key: Key, raw: Object, decided: Plan, *, change
         log.info("waits: the name %s is taken by a Job that is being deleted", decided.create["metadata"]["name"])
         return NAME_TAKEN_SECONDS
     if changed:
-        written = await context.kube.replace_status(FINETUNES, raw, to_json(decided.status))
-        context.written[key] = written["metadata"]["resourceVersion"]
+        context.wrote(await context.kube.replace_status(FINETUNES, raw, to_json(decided.status)))
     if decided.failure:
         metrics.attempts_failed.labels(decided.failure).inc()
     for event in decided.events:
         log.log(logging.WARNING if event.type == "Warning" else logging.INFO, "%s: %s", event.reason, event.note)
         await context.events.record(raw, event)
+    if decided.create is not None:
+        # Should no pod appear, no event will tell.
+        return explain.PATIENCE_SECONDS
     return decided.again
 
 
@@ -84,7 +85,7 @@ async def _create(context: Context, raw: Object, job: Object) -> bool:
     """False while the name is taken by a Job that is on its way out."""
     meta = job["metadata"]
     try:
-        await context.kube.create(JOBS, job)
+        context.wrote(await context.kube.create(JOBS, job))
     except ApiError as error:
         if error.already_exists:
             found = await context.kube.get(JOBS, meta["namespace"], meta["name"])
