@@ -354,8 +354,7 @@ class Store:
         def fetch() -> None:
             with full_disk(path), open(path, "r+b") as target, self.open(key, offset, length) as response:
                 target.seek(offset)
-                for chunk in response.stream(_CHUNK):
-                    target.write(chunk)
+                target.writelines(response.stream(_CHUNK))
 
         try:
             self._patiently(f"downloading {self.uri(key)}", fetch)

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from finetune_trainer import fetch
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.fetch import download, refused

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from finetune_trainer.runspec import Result, RunSpec, Storage
 from finetune_trainer.store import Store
-
 from tests.hub_server.server import HubServer
 
 from .tiny import finetune_spec

@@ -124,8 +124,9 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path, kind: str) -> No
     row = json.dumps({"text": "word " * 100})
     with open(path, "w") as file:
         file.write({"jsonl": "", "json": "[\n", "csv": "text\n"}[kind])
-        for _ in range(count):
-            file.write({"jsonl": f"{row}\n", "json": f"{row},\n", "csv": "word " * 100 + "\n"}[kind])
+        file.writelines(
+            {"jsonl": f"{row}\n", "json": f"{row},\n", "csv": "word " * 100 + "\n"}[kind] for _ in range(count)
+        )
         file.write({"jsonl": "", "json": f"{row}]", "csv": "word\n"}[kind])
     assert path.stat().st_size > 28 << 20
     tracemalloc.start()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from finetune_trainer import store as store_module
 from finetune_trainer.digest import hash_tree, tree_digest
 from finetune_trainer.failures import RunFailure

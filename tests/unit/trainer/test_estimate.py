@@ -1,0 +1,250 @@
+"""The memory estimate: published shapes and counts, transformers' own counts, and verdicts."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.api.finetune import FineTuneSpec
+from finetune_trainer.architecture import Architecture, architecture
+from finetune_trainer.estimate import GIB, Workload, check_targets, estimate, quantity, trainable_parameters, verdict
+from finetune_trainer.failures import RunFailure
+
+from .tiny import finetune_spec
+
+LLAMA = {"model_type": "llama", "head_dim": None, "tie_word_embeddings": False}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Llama-3.1-8B": LLAMA | {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
+    "Llama-2-7B": LLAMA | {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "vocab_size": 32000,
+    },
+    "Llama-2-13B": LLAMA | {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+        "num_key_value_heads": 40, "vocab_size": 32000,
+    },
+    "Llama-3.1-70B": LLAMA | {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
+    "Mistral-7B": LLAMA | {
+        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+    },
+    "notes-100M": LLAMA | {
+        "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "num_key_value_heads": 12, "vocab_size": 8192,
+    },
+}  # fmt: skip
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def shape(name: str) -> Architecture:
+    found = architecture(CONFIGS[name])
+    assert found
+    return found
+
+
+def spec(method: str = "QLoRA", rank: int = 16, targets: list[str] | None = None, **parts: Any) -> FineTuneSpec:
+    lora = {"rank": rank, "targetModules": targets or ["all-linear"], **parts.pop("lora", {})}
+    parts["method"] = {"type": method, "lora": lora}
+    data = finetune_spec(
+        resources={"gpus": 1}, training={"precision": "BF16", "maxLength": 1024, "batchSize": 16}
+    ).model_dump(by_alias=True, exclude_none=True)
+    data.pop("method")
+    for name, value in parts.items():
+        data[name] = {**data.get(name, {}), **value}
+    return FineTuneSpec.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        ("Llama-3.1-8B", 8_030_261_248),
+        ("Llama-2-7B", 6_738_415_616),
+        ("Llama-2-13B", 13_015_864_320),
+        ("Llama-3.1-70B", 70_553_706_496),
+        ("Mistral-7B", 7_241_732_096),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(model: str, count: int) -> None:
+    assert shape(model).parameters == count
+
+
+@pytest.mark.parametrize(
+    ("model", "rank", "targets", "count"),
+    [
+        ("Llama-3.1-8B", 16, ATTENTION, 13_631_488),
+        ("Llama-3.1-8B", 16, ["all-linear"], 41_943_040),
+        ("Llama-2-7B", 16, ATTENTION, 16_777_216),  # 33,554,432 is widely copied and is that of rank 32
+        ("Llama-2-7B", 8, ["q_proj", "v_proj"], 4_194_304),
+        ("Llama-3.1-70B", 64, ["all-linear"], 828_375_040),
+    ],
+)
+def test_trainable_parameters_are_exact(model: str, rank: int, targets: list[str], count: int) -> None:
+    assert trainable_parameters(shape(model), spec(rank=rank, targets=targets)) == count
+
+
+def test_nf4_weights_are_what_bitsandbytes_allocates() -> None:
+    weights = estimate(shape("notes-100M"), Workload(spec(), 1024), 1, False).parts[0]
+    assert weights.expected == 69_019_392  # measured, with double quantization
+
+
+def band(model: str, method: str) -> tuple[float, float]:
+    """GB (decimal, as published figures are) for r=16 on q, k, v, o and one row of 512 tokens."""
+    found = estimate(shape(model), Workload(spec(method, targets=ATTENTION), 512), 1, checkpointing=True)
+    return found.low / 1e9, found.high / 1e9
+
+
+@pytest.mark.parametrize(("model", "method", "published"), [("Llama-3.1-8B", "LoRA", 18), ("Llama-2-7B", "QLoRA", 5)])
+def test_published_figures_lie_in_the_band(model: str, method: str, published: float) -> None:
+    low, high = band(model, method)
+    assert low <= published <= high
+
+
+@pytest.mark.parametrize(
+    ("model", "published"),
+    [
+        ("Llama-3.1-8B", 6),  # its weights take 5.7 GB, the CUDA context 0.4 or more
+        ("Llama-2-7B", 4),  # its weights take 3.9 GB
+        ("Llama-3.1-70B", 24),  # its weights take 39.5 GB
+    ],
+)
+def test_published_figures_below_the_weights_themselves_are_not_believed(model: str, published: float) -> None:
+    assert band(model, "QLoRA")[0] > published
+
+
+def test_a_70b_model_does_not_fit_a_24_gb_gpu_whatever_people_say() -> None:
+    asked = spec(resources={"gpuMemory": "24Gi"}, training={"maxLength": 512})
+    found = verdict(shape("Llama-3.1-70B"), Workload(asked, 512))
+    assert (found.verdict, found.largest_micro_batch) == ("DoesNotFit", 0)
+    assert "one GPU has 24.0Gi" in found.message
+    assert "a GPU with 4" in found.message
+
+
+def test_a_verdict_names_the_largest_micro_batch() -> None:
+    sizes = []
+    for memory in ("10Gi", "16Gi", "24Gi", "80Gi"):
+        found = verdict(shape("Llama-3.1-8B"), Workload(spec(resources={"gpuMemory": memory}), 1024))
+        assert found.verdict == "Fits", memory
+        sizes.append(found.largest_micro_batch or 0)
+    assert sizes == sorted(sizes)
+    assert sizes[0] >= 1
+    assert sizes[-1] == 16  # never more than the batch
+
+
+def test_what_would_fit_is_said() -> None:
+    found = verdict(shape("Llama-3.1-8B"), Workload(spec("LoRA", resources={"gpuMemory": "12Gi"}), 1024))
+    assert found.verdict == "DoesNotFit"
+    assert "method.type: QLoRA" in found.message
+    long = verdict(shape("Llama-3.1-8B"), Workload(spec(resources={"gpuMemory": "10Gi"}), 32768))
+    assert "training.maxLength: " in long.message
+
+
+def test_without_gpu_memory_the_verdict_is_unknown_and_says_what_to_set() -> None:
+    found = verdict(shape("Llama-3.1-8B"), Workload(spec(), 1024))
+    assert found.verdict == "Unknown"
+    assert found.message == "set resources.gpuMemory to be told whether this fits"
+    assert found.gpu_memory
+
+
+def test_checkpointing_is_chosen_only_when_it_is_needed() -> None:
+    roomy = verdict(shape("notes-100M"), Workload(spec(resources={"gpuMemory": "24Gi"}), 1024))
+    tight = verdict(shape("Llama-3.1-8B"), Workload(spec(resources={"gpuMemory": "12Gi"}), 1024))
+    assert roomy.gradient_checkpointing is False
+    assert tight.gradient_checkpointing is True
+
+
+def test_every_part_has_a_source_and_the_band_is_in_order() -> None:
+    found = estimate(shape("Llama-3.1-8B"), Workload(spec(), 1024), 2, checkpointing=False)
+    assert all(part.source and part.low <= part.expected <= part.high for part in found.parts)
+    assert found.low < found.expected < found.high
+
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
+    "mistral": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
+    "qwen2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 32},
+    "gemma": SMALL | {"intermediate_size": 96, "num_key_value_heads": 1, "head_dim": 16},
+    "gemma2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16},
+    "gemma3_text": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16},
+    "phi3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
+    "granite": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
+    "olmo2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
+    "smollm3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32},
+    "gpt_neox": SMALL | {"intermediate_size": 96},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128},
+    "falcon": SMALL | {"new_decoder_architecture": False, "multi_query": True},
+    "opt": SMALL | {"ffn_dim": 96, "max_position_embeddings": 32, "word_embed_proj_dim": 64, "pad_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_counts_are_those_of_transformers_and_peft(kind: str) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(kind, **FAMILIES[kind])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    found = architecture(config.to_dict())
+    assert found
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    trained, _ = adapted.get_nb_trainable_parameters()
+    assert trainable_parameters(found, spec("LoRA", rank=4)) == trained
+
+
+@pytest.mark.parametrize(
+    ("lora", "options"),
+    [
+        (
+            {"targetModules": ["q_proj", "v_proj"], "useDora": True},
+            {"target_modules": ["q_proj", "v_proj"], "use_dora": True},
+        ),
+        ({"targetModules": [r".*\.0\..*_proj"]}, {"target_modules": r".*\.0\..*_proj"}),
+        ({"excludeModules": ["down_proj"]}, {"target_modules": "all-linear", "exclude_modules": ["down_proj"]}),
+        (
+            {"targetModules": ["q_proj"], "layersToTransform": [1], "rankPattern": {"q_proj": 8}},
+            {"target_modules": ["q_proj"], "layers_to_transform": [1], "rank_pattern": {"q_proj": 8}},
+        ),
+        ({"modulesToSave": ["lm_head"]}, {"target_modules": "all-linear", "modules_to_save": ["lm_head"]}),
+    ],
+)
+def test_options_of_lora_are_counted_as_peft_counts_them(lora: dict[str, Any], options: dict[str, Any]) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("llama", **FAMILIES["llama"])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    trained, _ = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **options)).get_nb_trainable_parameters()
+    found = architecture(config.to_dict())
+    assert found
+    asked = spec("LoRA", rank=4, lora=lora)
+    assert trainable_parameters(found, asked) == trained
+
+
+def test_unknown_targets_are_named_with_the_known_ones() -> None:
+    with pytest.raises(
+        RunFailure,
+        match="names no layer of this llama model; its linear layers are q_proj, k_proj, v_proj, o_proj, gate_proj",
+    ):
+        check_targets(shape("Llama-3.1-8B"), spec(targets=["c_attn"]))
+
+
+def test_an_architecture_that_is_not_known_is_not_guessed() -> None:
+    assert architecture({"model_type": "rwkv"}) is None
+    assert architecture(CONFIGS["Mistral-7B"] | {"num_local_experts": 8}) is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("24Gi", 24 * GIB), ("500M", 5e8), ("1.5G", 1.5e9), ("16", 16.0)])
+def test_quantities_are_read_as_kubernetes_reads_them(text: str, value: float) -> None:
+    assert quantity(text) == value
