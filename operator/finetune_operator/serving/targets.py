@@ -19,6 +19,7 @@ class Base:
     claim: str = ""
     revision: str = ""
     parameters: int = 0
+    remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ def base_of(spec: AdapterDeploymentSpec, targets: list[Target]) -> Base | None:
     # The digest that the adapters were trained on is what the agent checks the given model against.
     digest = next((target.base.digest for target in targets if target.base is not None), "")
     if given.s3 is not None:
-        return Base(given.s3.uri, digest)
+        return Base(given.s3.uri, digest, remote_code=given.trust_remote_code)
     if given.persistent_volume_claim is not None:
         claim = given.persistent_volume_claim
-        return Base(f"file:///data/base-model/{claim.path}".rstrip("/"), digest, claim.claim_name)
+        uri = f"file:///data/base-model/{claim.path}".rstrip("/")
+        return Base(uri, digest, claim.claim_name, remote_code=given.trust_remote_code)
     return None
 
 
@@ -119,6 +121,7 @@ def _of_adapter(name: str, reference: str, finetune: FineTune, adapter: AdapterS
             claim.claim_name if claim is not None and adapter.base_model_uri.startswith("file:") else "",
             known.revision if known is not None and same else "",
             known.parameters if known is not None and same else 0,
+            finetune.spec.base_model.trust_remote_code,
         ),
         reference,
     )

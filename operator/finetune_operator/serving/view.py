@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -95,4 +95,4 @@ def _mounted(base: Base | None, deployment: Object | None) -> Base | None:
         return base
     volumes = deployment["spec"]["template"]["spec"].get("volumes") or []
     claims = [v["persistentVolumeClaim"]["claimName"] for v in volumes if v["name"] == "base-model"]
-    return Base(base.uri, base.digest, claims[0], base.revision, base.parameters) if claims else base
+    return replace(base, claim=claims[0]) if claims else base

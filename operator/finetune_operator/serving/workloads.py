@@ -127,6 +127,7 @@ def mount_deployment(
         _engine(
             parent,
             settings,
+            base,
             # Two words: vLLM reads the file only so, and ignores --config=FILE without a word.
             ["--config", f"{STATE}/engine.yaml", f"--served-model-name={BASE}"]
             + ["--middleware=finetune_serving.middleware.AdapterMiddleware"],
@@ -164,7 +165,7 @@ def merge_deployment(
         gpus=parent.spec.resources.gpus,
         min_logprob_delta=parent.spec.probe.min_logprob_delta,
         prompts=list(parent.spec.probe.prompts),
-        trust_remote_code=parent.spec.base_model.trust_remote_code if parent.spec.base_model else False,
+        trust_remote_code=base.remote_code,
     )
     document = json.dumps(spec.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
     pod = _pod(parent, settings, {MERGE_SPEC: document, DIGEST: target.digest})
@@ -174,6 +175,7 @@ def merge_deployment(
         _engine(
             parent,
             settings,
+            base,
             [f"--model={MERGED}", "--served-model-name", *served],
             [],
             "/health",
@@ -239,6 +241,7 @@ def _pod(parent: AdapterDeployment, settings: Settings, annotations: Mapping[str
 def _engine(
     parent: AdapterDeployment,
     settings: Settings,
+    base: Base,
     arguments: list[str],
     environment: list[Object],
     ready_path: str,
@@ -254,7 +257,10 @@ def _engine(
         "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
         "args": [
             f"--port={ENGINE_PORT}",
+            # On SIGTERM vLLM would drop what it is answering.
+            f"--shutdown-timeout={GRACE_SECONDS - 2 * DRAIN_SECONDS}",
             *arguments,
+            *(["--trust-remote-code"] if base.remote_code else []),
             *([f"--tensor-parallel-size={resources.gpus}"] if resources.gpus > 1 else []),
             *([f"--max-model-len={asked.max_model_length}"] if asked.max_model_length else []),
             *([f"--quantization={asked.quantization}"] if asked.quantization else []),
