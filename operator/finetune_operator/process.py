@@ -55,14 +55,19 @@ async def run(settings: Settings, place: Place) -> None:
             now=utc_now,
         )
         crew = workers.Workers(context, RECONCILES)
+        tls = _tls(settings)
+        report_server = reports.application(context.reports, Tokens(kube), lease.held)
         servers = [
             await _serve(probes.application(lease, crew), settings.health_port, None),
-            await _serve(
-                reports.application(context.reports, Tokens(kube), lease.held), settings.reports.port, _tls(settings)
-            ),
+            await _serve(report_server, settings.reports.port, tls),
         ]
 
         async def announce() -> None:
+            if tls is not None:
+                try:
+                    _load_certificate(tls, settings)
+                except SettingsError as error:
+                    log.error("%s; the former certificate is shown until it can", error)
             await endpoint.announce(kube, place, settings.reports.service, settings.reports.port)
 
         async def work() -> None:
@@ -143,5 +148,13 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     if not settings.reports.cert_file:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.reports.cert_file, settings.reports.key_file or None)
+    _load_certificate(context, settings)
     return context
+
+
+def _load_certificate(context: ssl.SSLContext, settings: Settings) -> None:
+    """Also into a context in use: a certificate that was renewed is shown to the next client."""
+    try:
+        context.load_cert_chain(settings.reports.cert_file, settings.reports.key_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"reports.certFile {settings.reports.cert_file} cannot be used: {error}") from error

@@ -83,7 +83,7 @@ def test_a_leader_whose_lease_is_taken_leaves_at_once(
         kube.request("DELETE", LEASE)
 
 
-def test_missing_crds_and_bad_settings_are_one_clear_line(tmp_path: Path, rights: Path) -> None:
+def test_every_mistake_in_the_settings_is_named_and_the_operator_leaves(tmp_path: Path, rights: Path) -> None:
     bad = Operator(tmp_path / "bad", rights, workers=0, colour="blue").start()
     assert bad.wait() == 2
     text = bad.log.read_text()

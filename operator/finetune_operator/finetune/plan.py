@@ -140,7 +140,8 @@ def take_up_preparation(view: View) -> Plan | None:
     event = Event("Prepared", f"data and base model are checked: {data}; the run is {prepared.run_id}")
     if prepared.reused is not None:
         note = f"run {prepared.run_id} is in the bucket already, verified: nothing is trained again"
-        reused = _updated(known, adapter=prepared.reused.adapter, evaluation=prepared.reused.evaluation)
+        made = prepared.reused
+        reused = _updated(known, adapter=made.adapter, evaluation=made.evaluation, progress=None)
         return _succeed(view, reused, "ReusedExisting", note, (event,))
     if prepared.estimate is not None and prepared.estimate.verdict == "DoesNotFit":
         failed = _fail(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from pydantic import ValidationError
@@ -53,10 +52,9 @@ async def reconcile(context: Context, key: Key) -> float | None:
 
 async def _children(context: Context, key: Key) -> tuple[list[Object], list[Object]]:
     selector = labels.of_owner(key.kind, key.name)
-    jobs, pods = await asyncio.gather(
-        context.kube.list(JOBS, key.namespace, selector), context.kube.list(PODS, key.namespace, selector)
-    )
-    return jobs, pods
+    # One after the other: a Job that has failed must never be seen beside its pod as it was before that.
+    jobs = await context.kube.list(JOBS, key.namespace, selector)
+    return jobs, await context.kube.list(PODS, key.namespace, selector)
 
 
 async def _act(context: Context, raw: Object, decided: Plan, *, changed: bool) -> float | None:
