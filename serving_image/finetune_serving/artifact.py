@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from finetune_serving.desired import DesiredAdapter, DesiredBase
+from finetune_trainer.connection import ObjectNotFound
 from finetune_trainer.digest import hex_of, manifest_of
 from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, RunFailure
 from finetune_trainer.modelfiles import model_files
-from finetune_trainer.store import PARALLEL, ObjectNotFound, Store
+from finetune_trainer.store import PARALLEL, Store
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from finetune_operator.api.common import BaseModelSource, HuggingFaceModel
 from finetune_operator.api.finetunestatus import BaseModelStatus
 from finetune_trainer import digest as digests
 from finetune_trainer import hub, modelfiles
+from finetune_trainer.connection import ObjectNotFound
 from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, DIGEST_MISMATCH, UNSUPPORTED_COMBINATION, RunFailure
-from finetune_trainer.store import ObjectNotFound, Store
+from finetune_trainer.store import Store
 
 log = logging.getLogger(__name__)
 

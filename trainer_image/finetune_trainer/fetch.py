@@ -13,8 +13,8 @@ from urllib.parse import urljoin, urlsplit
 import certifi
 import urllib3
 
+from finetune_trainer.connection import full_disk
 from finetune_trainer.failures import DATASET_NOT_FOUND, DIGEST_MISMATCH, DOWNLOAD_FAILED, RunFailure
-from finetune_trainer.store import full_disk
 
 log = logging.getLogger(__name__)
 

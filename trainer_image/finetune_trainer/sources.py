@@ -10,11 +10,12 @@ from typing import Literal
 
 from finetune_operator.api.dataset import DatasetSource, HuggingFaceDataset
 from finetune_trainer import hub
+from finetune_trainer.connection import ObjectNotFound
 from finetune_trainer.digest import MANIFEST
 from finetune_trainer.failures import DATASET_NOT_FOUND, RunFailure
 from finetune_trainer.fetch import download
 from finetune_trainer.rows import DataFile
-from finetune_trainer.store import PARALLEL, ObjectNotFound, Store
+from finetune_trainer.store import PARALLEL, Store
 
 log = logging.getLogger(__name__)
 

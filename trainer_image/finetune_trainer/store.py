@@ -8,47 +8,36 @@ RunFailure.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-import certifi
-import urllib3
 from minio import Minio
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from finetune_trainer import digest as digests
 from finetune_trainer import failures
+from finetune_trainer.connection import AWS, ObjectNotFound, Patience, connect, full_disk
 from finetune_trainer.failures import RunFailure
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
-WAIT_SECONDS = (
-    180.0  # how long an unreachable store is waited for: a node reboot of a single MinIO takes about two minutes
-)
+WAIT_SECONDS = 180.0  # of an unreachable server: a node that restarts with a single MinIO takes about two minutes
 PARALLEL = 8
 _PART = 64 << 20  # upload part; files up to this size are one PUT, whose ETag is the content's MD5
 _RANGE = 32 << 20  # download range: several connections per file, or a 5 GB shard waits for one
 _CHUNK = 1 << 20
-
-_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "NoSuchObject"}
-_UNAUTHORIZED = {
-    "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidTokenId", "InvalidToken",
-    "AuthorizationHeaderMalformed", "AccountProblem", "AllAccessDisabled",
-}  # fmt: skip
 
 
 class Place(Protocol):
@@ -70,10 +59,6 @@ class Object(NamedTuple):
     etag: str
 
 
-class ObjectNotFound(Exception):
-    """There is no such object or bucket; callers turn it into the failure that fits what they were looking for."""
-
-
 def split_uri(uri: str) -> tuple[str, str]:
     """(bucket, key without slashes around it) of `s3://bucket/key`."""
     parts = urlsplit(uri)
@@ -92,28 +77,18 @@ class Store:
         wait_seconds: float = WAIT_SECONDS,
         secret_name: str = "",
         stop: threading.Event | None = None,
-        _client: Minio | None = None,
     ) -> None:
+        """`secret_name`: of the credentials, for messages. `stop`: set it to give up waiting for the server."""
+        self.endpoint = storage.endpoint or AWS
         self.bucket, self.prefix = split_uri(storage.uri)
-        self._storage, self._wait, self._secret, self._stop = (
-            storage,
-            wait_seconds,
-            secret_name,
-            stop or threading.Event(),
-        )
-        self._client = _client or _connect(storage)
-        self.endpoint = storage.endpoint or "https://s3.amazonaws.com"
+        self._client: Minio = connect(storage.endpoint, storage.region)
+        self._patience = Patience(self.endpoint, wait_seconds, secret_name, stop or threading.Event())
 
     def at(self, uri: str) -> Store:
         """The same server and credentials at another s3:// address."""
-
-        class Elsewhere(NamedTuple):
-            uri: str
-            endpoint: str
-            region: str
-
-        place = Elsewhere(uri, self._storage.endpoint, self._storage.region)
-        return Store(place, wait_seconds=self._wait, secret_name=self._secret, stop=self._stop, _client=self._client)
+        elsewhere = copy(self)
+        elsewhere.bucket, elsewhere.prefix = split_uri(uri)
+        return elsewhere
 
     def uri(self, key: str = "") -> str:
         """The s3:// address of a key."""
@@ -377,92 +352,7 @@ class Store:
         return "/".join(part for part in (self.prefix, key.strip("/")) if part)
 
     def _patiently(self, what: str, operation: Callable[[], Answer]) -> Answer:
-        """Run an operation; wait visibly and for a bounded time while the store cannot be reached."""
-        deadline, delay = time.monotonic() + self._wait, 1.0
-        while True:
-            try:
-                return operation()
-            except S3Error as error:
-                trouble = self._classify(what, error)
-            except (ServerError, InvalidResponseError) as error:
-                trouble = str(error)
-            except urllib3.exceptions.HTTPError as error:
-                trouble = self._connection_trouble(what, error)
-            except MinioException as error:
-                raise RunFailure(failures.STORAGE_UNAVAILABLE, f"{what}: {error}") from error
-            left = deadline - time.monotonic()
-            if left <= 0 or self._stop.is_set():
-                raise RunFailure(
-                    failures.STORAGE_UNAVAILABLE,
-                    f"{what}: {self.endpoint} did not answer for {self._wait:.0f} s ({trouble}); "
-                    "check the storage endpoint and that the server runs",
-                )
-            log.warning("storage: %s: %s (%s); trying again for %.0f s more", what, self.endpoint, trouble, left)
-            self._stop.wait(min(delay, left))
-            delay = min(delay * 2, 10.0)
-
-    def _classify(self, what: str, error: S3Error) -> str:
-        """Raise what waiting cannot cure; otherwise say what the trouble is."""
-        code = error.code or ""
-        if code in _NOT_FOUND:
-            raise ObjectNotFound(f"{what}: {error.message}") from error
-        if code in _UNAUTHORIZED:
-            secret = f"Secret {self._secret!r}" if self._secret else "the storage credentials' Secret"
-            raise RunFailure(
-                failures.STORAGE_UNAUTHORIZED,
-                f"{what}: {self.endpoint} answered {code}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in "
-                f"{secret}" + (f" and that they may use bucket {self.bucket!r}" if code == "AccessDenied" else ""),
-            ) from error
-        status = getattr(error.response, "status", 0)
-        if (
-            status >= 500
-            or status == 429
-            or code in {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "XMinioServerNotInitialized"}
-        ):
-            return f"{code}: {error.message}"
-        raise RunFailure(
-            failures.STORAGE_UNAVAILABLE, f"{what}: {self.endpoint} answered {code}: {error.message}"
-        ) from error
-
-    def _connection_trouble(self, what: str, error: urllib3.exceptions.HTTPError) -> str:
-        cause = getattr(error, "reason", None) or error
-        if isinstance(cause, urllib3.exceptions.SSLError):
-            raise RunFailure(
-                failures.STORAGE_UNAVAILABLE,
-                f"{what}: TLS with {self.endpoint} failed ({cause}); check the endpoint's scheme and its CA "
-                "certificate",
-            ) from error
-        return str(cause).rpartition(": ")[2] or type(cause).__name__
-
-
-def _connect(storage: Place) -> Minio:
-    parts = urlsplit(storage.endpoint or "https://s3.amazonaws.com")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise RunFailure(
-            failures.STORAGE_UNAVAILABLE, f"storage endpoint {storage.endpoint!r} is not http(s)://host:port"
-        )
-    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if bool(access) != bool(secret):
-        raise RunFailure(
-            failures.STORAGE_UNAUTHORIZED,
-            "the storage Secret needs both keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        )
-    pool = urllib3.PoolManager(
-        maxsize=2 * PARALLEL,
-        timeout=urllib3.Timeout(connect=5, read=60),
-        retries=urllib3.Retry(total=0, redirect=3, raise_on_status=False),  # `_patiently` retries, with log lines
-        cert_reqs="CERT_REQUIRED",
-        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
-    )
-    return Minio(
-        parts.netloc,
-        access_key=access,
-        secret_key=secret,
-        session_token=os.environ.get("AWS_SESSION_TOKEN") or None,
-        secure=parts.scheme == "https",
-        region=storage.region or "us-east-1",  # unset, the client would ask the server first
-        http_client=pool,
-    )
+        return self._patience.run(what, self.bucket, operation)
 
 
 def _etag(path: Path) -> str:
@@ -487,16 +377,3 @@ def _etag(path: Path) -> str:
 def _holds(directory: Path, file: digests.File) -> bool:
     path = directory / file.path
     return path.is_file() and path.stat().st_size == file.size and digests.hash_file(path)[0] == file.sha256
-
-
-@contextmanager
-def full_disk(path: Path) -> Iterator[None]:
-    """Turn a full disk into its own failure."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunFailure(
-                failures.DISK_FULL, f"no space left for {path}; raise resources' ephemeral storage or use less data"
-            ) from error
-        raise

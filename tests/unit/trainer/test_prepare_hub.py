@@ -65,7 +65,7 @@ class Job:
             "TERMINATION_LOG": str(folder / "termination-log"),
         } | ({"FINETUNE_BASE_MODEL_HF_TOKEN": token} if token else {})
         command = [sys.executable, "-m", "finetune_trainer", "prepare", "--spec", str(folder / "spec.json")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, cwd=folder)
         self.exit_code, self.log = done.returncode, done.stdout + done.stderr
         assert (folder / "termination-log").exists(), self.log
         self.result = Result.model_validate_json((folder / "termination-log").read_bytes())

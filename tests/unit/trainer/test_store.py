@@ -149,7 +149,7 @@ def test_work_goes_on_when_the_server_comes_back(tmp_path: Path, monkeypatch: py
         store = Store(Storage(uri="s3://finetune", endpoint=endpoint), wait_seconds=30)
         store.put_bytes("before", b"x")
         server = subprocess.run(
-            ["pgrep", "-f", f"address {endpoint.removeprefix('http://')}"], capture_output=True, text=True
+            ["pgrep", "-f", f"address {endpoint.removeprefix('http://')}"], check=True, capture_output=True, text=True
         )
         pid = int(server.stdout.split()[0])
         subprocess.run(["kill", "-STOP", str(pid)], check=True)

@@ -119,7 +119,7 @@ def test_exactly_the_assistants_tokens_are_learned(tmp_path: Path, kind: str, te
     whole = tokenizer.backend.encode(tokenizer.template.render(TALK.messages), add_special_tokens=False)
     assert tokens.input_ids.tolist() == whole.ids
     # counted by hand: every token whose characters lie in an answer, and no other
-    text, spans = tokenizer.template.spans(TALK)
+    _, spans = tokenizer.template.spans(TALK)
     inside = [any(start < end_ and end > start_ for start, end in spans) for start_, end_ in whole.offsets]
     assert (tokens.labels != IGNORE).tolist() == inside
 
