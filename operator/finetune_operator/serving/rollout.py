@@ -17,7 +17,7 @@ def desired(
     parent: AdapterDeployment, targets: Sequence[Target], base: Base, before: Desired | None, now: dt.datetime
 ) -> Desired:
     """The set that the agents should serve; its sequence is new exactly when something in it is."""
-    entries = [entry for target in targets if target.served for entry in _entries(parent, target, now)]
+    entries = [entry for target in targets if target.served for entry in _entries(parent, target, base, now)]
     fresh = Desired(
         sequence=0,
         base_model=DesiredBase(uri=base.uri, digest=base.digest),
@@ -43,10 +43,10 @@ def status_of(parent: AdapterDeployment, name: str) -> ServedAdapter | None:
     return next((adapter for adapter in parent.status.adapters if adapter.name == name), None)
 
 
-def _entries(parent: AdapterDeployment, target: Target, now: dt.datetime) -> list[DesiredAdapter]:
+def _entries(parent: AdapterDeployment, target: Target, base: Base, now: dt.datetime) -> list[DesiredAdapter]:
     """The wanted digest, and the one in service until that is replaced: a pod that restarts meanwhile needs it too."""
     wanted = DesiredAdapter(name=target.name, digest=target.digest, uri=target.uri)
-    served = _in_service(parent, target)
+    served = _in_service(parent, target, base)
     if served is None:
         return [wanted]
     adapter, ends = _spec_of(parent, target.name), canary_ends(parent, target.name)
@@ -59,10 +59,12 @@ def _entries(parent: AdapterDeployment, target: Target, now: dt.datetime) -> lis
     ]
 
 
-def _in_service(parent: AdapterDeployment, target: Target) -> DesiredAdapter | None:
-    known = status_of(parent, target.name)
+def _in_service(parent: AdapterDeployment, target: Target, base: Base) -> DesiredAdapter | None:
+    known, before = status_of(parent, target.name), parent.status.base_model
     if known is None or known.served_digest in ("", target.digest):
         return None
+    if before is not None and (before.uri, before.digest) != (base.uri, base.digest):
+        return None  # on another base model, in other pods, which go on with the set that they have
     uri = next((entry.uri for entry in parent.status.history if entry.digest == known.served_digest), "")
     return DesiredAdapter(name=target.name, digest=known.served_digest, uri=uri) if uri else None
 

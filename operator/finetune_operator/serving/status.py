@@ -51,7 +51,7 @@ def complete(view: View) -> AdapterDeploymentStatus:
         ready_replicas=ready,
         selector=",".join(f"{key}={value}" for key, value in sorted(workloads.selector(view.parent).items())),
         url=f"http://{view.parent.metadata.name}.{view.parent.metadata.namespace}.svc",
-        base_model=_base_model(view),
+        base_model=_base_model(view, adapters),
         adapters=adapters,
         history=history(view, adapters),
     )
@@ -372,9 +372,12 @@ def _newest(entries: list[ServedHistoryEntry]) -> list[ServedHistoryEntry]:
     return [entries[index] for index in sorted([*kept, *others])]
 
 
-def _base_model(view: View) -> BaseModelStatus | None:
-    if view.base is None:
-        return view.parent.status.base_model
+def _base_model(view: View, adapters: list[ServedAdapter]) -> BaseModelStatus | None:
+    """The base model of what is in service: it moves when the last name has moved."""
+    before = view.parent.status.base_model
+    moving = any(a.served_digest and a.served_digest != a.desired_digest for a in adapters)
+    if view.base is None or (moving and before is not None):
+        return before
     base = view.base
     return BaseModelStatus(revision=base.revision, digest=base.digest, uri=base.uri, parameters=base.parameters)
 

@@ -270,6 +270,21 @@ def test_a_rank_that_only_the_agent_could_know_replaces_the_pods_too() -> None:
     assert DEPLOYMENTS in [resource for resource, _ in decided.apply] and decided.status.phase == "Progressing"
 
 
+def test_another_base_model_replaces_the_pods_and_takes_no_old_adapter_along() -> None:
+    world = serving()
+    world.finetunes["bot"] = finetune(adapter=made(NEW, base=OTHER_BASE))
+    decided = world.look()
+    assert {resource.kind for resource, _ in decided.apply} == {"ConfigMap", "Deployment"}
+    assert world.desired() == [("support-bot", NEW, 100)]
+    assert decided.status.adapters[0].served_digest == OLD and decided.status.phase == "Progressing"
+    assert world.settle().apply == () and world.desired() == [("support-bot", NEW, 100)]
+    world.run_pods()
+    world.report(served={"support-bot": NEW}, b=READY)
+    decided = world.settle()
+    assert decided.status.phase == "Ready"
+    assert decided.status.base_model is not None and decided.status.base_model.digest == OTHER_BASE
+
+
 # ---- several names ---------------------------------------------------------------------------------------------------
 
 
