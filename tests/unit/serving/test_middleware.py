@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,7 @@ async def call(
     *parts: bytes,
     headers: tuple[tuple[bytes, bytes], ...] = (JSON,),
     gone: bool = False,
+    app_state: Any = None,
 ) -> Answer:
     inbox = [
         {"type": "http.request", "body": p, "more_body": i + 1 < len(parts)} for i, p in enumerate(parts or (b"",))
@@ -102,7 +104,7 @@ async def call(
             result.chunks.append(message.get("body", b""))
 
     scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": list(headers)}
-    await app(scope, receive, send)
+    await app({**scope, "app": app_state}, receive, send)
     return result
 
 
@@ -350,3 +352,45 @@ async def test_a_websocket_and_the_lifespan_are_passed_on_or_closed() -> None:
         await app(scope, None, send)  # type: ignore[arg-type]
     await app({"type": "websocket", "path": "/adapters"}, None, send)  # type: ignore[arg-type]
     assert seen == ["lifespan", "websocket"] and sent == [{"type": "websocket.close", "code": 1008}]
+
+
+class Vllm:
+    """What the middleware touches of vLLM's application state."""
+
+    def __init__(self, **loaded: int) -> None:
+        requests = {name: SimpleNamespace(lora_int_id=number) for name, number in loaded.items()}
+        self.removed: list[int] = []
+        self.state = SimpleNamespace(openai_serving_models=SimpleNamespace(lora_requests=requests), engine_client=self)
+
+    async def remove_lora(self, number: int) -> bool:
+        self.removed.append(number)
+        return True
+
+
+AGENT = (JSON, (b"x-finetune-token", TOKEN.encode()))
+
+
+async def test_unloading_frees_the_adapters_slot(app: Any, engine: Engine) -> None:
+    vllm = Vllm(bot=7)
+    body = b'{"lora_name": "bot"}'
+    assert (await call(app, "POST", "/v1/unload_lora_adapter", body, headers=AGENT, app_state=vllm)).status == 200
+    assert vllm.removed == [7] and engine.reached == [("/v1/unload_lora_adapter", body)]
+
+
+async def test_unloading_works_in_a_vllm_that_keeps_its_state_elsewhere(app: Any, engine: Engine) -> None:
+    for state in (None, object(), SimpleNamespace(state=SimpleNamespace()), Vllm()):
+        body = b'{"lora_name": "bot"}'
+        assert (await call(app, "POST", "/v1/unload_lora_adapter", body, headers=AGENT, app_state=state)).status == 200
+
+
+@pytest.mark.parametrize("asked", [{"prompt_logprobs": 0}, {"echo": True, "logprobs": 1}])
+async def test_what_ends_a_cpu_engine_is_refused_there_and_only_there(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    on_gpu = AdapterMiddleware(engine, state=str(tmp_path))
+    monkeypatch.setenv("FINETUNE_REFUSE_PROMPT_LOGPROBS", "true")
+    on_cpu = AdapterMiddleware(engine, state=str(tmp_path))
+    refused = await call(on_cpu, "POST", "/v1/completions", chat("base", **asked))
+    assert refused.status == 400 and "mode: Merge" in refused.json()["error"]["message"]
+    assert (await call(on_cpu, "POST", "/v1/completions", chat("base", logprobs=1))).status == 200
+    assert (await call(on_gpu, "POST", "/v1/completions", chat("base", **asked))).status == 200
