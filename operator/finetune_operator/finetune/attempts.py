@@ -15,6 +15,8 @@ Object = dict[str, Any]
 def begin(view: View, base: FineTuneStatus, number: int) -> tuple[Object, RunStatus]:
     """The Job of attempt `number` in the stage that `base.run` is in, and the run with that attempt in it."""
     run = base.run or RunStatus()
+    # Part of the run's identity once it is prepared; until then the newest one is used.
+    image = run.trainer_image if run.id else view.settings.images.trainer
     stage: Stage = "train" if run.id else "prepare"
     name = jobs.job_name(view.parent.metadata.name, stage, run.id or run.inputs, number)
     spec = jobs.run_spec(
@@ -24,12 +26,12 @@ def begin(view: View, base: FineTuneStatus, number: int) -> tuple[Object, RunSta
         view.settings,
         attempt=number,
         inputs=run.inputs,
-        trainer_image=run.trainer_image,
+        trainer_image=image,
         prepared=_prepared(base) if run.id else None,
         # Only a micro batch that was halved is ordered; otherwise the trainer chooses by spec and estimate.
         micro_batch=run.micro_batch if run.out_of_memory_retries else None,
     )
-    begun = run.model_copy(update={"attempt": number, "job_name": name, "finished_at": None})
+    begun = run.model_copy(update={"attempt": number, "job_name": name, "trainer_image": image, "finished_at": None})
     return jobs.job(view.parent, spec, view.settings), begun
 
 

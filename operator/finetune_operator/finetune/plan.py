@@ -49,7 +49,7 @@ def start_new_run(view: View) -> Plan | None:
     if view.status.run is not None and view.run.inputs == view.inputs:
         return None
     before = view.status
-    run = RunStatus(inputs=view.inputs, trainer_image=view.settings.images.trainer, started_at=times.rfc3339(view.now))
+    run = RunStatus(inputs=view.inputs, started_at=times.rfc3339(view.now))
     fresh = _updated(
         _with_history(view, "Cancelled", "Edited") if _unfinished(before) else before,
         run=run,

@@ -63,19 +63,19 @@ def view(
 ) -> View:
     """`explanations` says, by uid of a pod or Job, what Events tell about why it does not start."""
     run = parent.status.run
-    # A newer trainer image in the chart is no reason to train anything again: it counts for new runs only.
-    inputs = inputs_hash(parent.spec, run.trainer_image) if run is not None else ""
-    if run is None or inputs != run.inputs:
-        inputs = inputs_hash(parent.spec, settings.images.trainer)
     own = tuple(job for job in jobs if _owned_by(job, parent.metadata.uid))
     job = next((j for j in own if run is not None and j["metadata"]["name"] == run.job_name), None)
     current = None
-    if job is not None:
+    if run is not None and job is not None:
         current = _explain(observe.attempt(job, pods, reports), job, explanations, now)
+        if current.reason == "ImagePullFailed" and not run.id and run.trainer_image != settings.images.trainer:
+            # The chart names another image by now, and nothing was made with the old one yet.
+            current = replace(current, state="Failed", given_up=True)
     current_pods = {pod["metadata"]["uid"] for pod in current.pods} if current else set()
     return View(
         parent=parent,
-        inputs=inputs,
+        # Without the trainer image: a newer one in the chart is no reason to train anything again.
+        inputs=inputs_hash(parent.spec, trainer_image=""),
         jobs=own,
         current=current,
         holding=tuple(

@@ -588,3 +588,20 @@ def test_the_history_keeps_the_newest_adapter_that_may_be_served() -> None:
         parent = with_status(parent, seen(parent, [ended(job)], [terminated(job, 1, bad)]))
     assert len(parent.status.history) == 10
     assert parent.status.history[-1].digest == adapter().digest
+
+
+def test_a_prepare_job_whose_image_is_gone_is_replaced_by_one_with_the_charts_newer_image() -> None:
+    parent, prepare = in_preparation()
+    stuck = waiting(prepare, "ImagePullBackOff", "not found")
+    newer = SETTINGS.model_copy(update={"images": SETTINGS.images.model_copy(update={"trainer": "trainer:2"})})
+    made = seen(parent, [prepare], [stuck], settings=newer, now=later(30))
+    assert made.delete == (prepare,) and made.create is not None
+    assert made.create["spec"]["template"]["spec"]["containers"][0]["image"] == "trainer:2"
+    assert made.status.run is not None and made.status.run.trainer_image == "trainer:2"
+
+
+def test_a_prepared_run_keeps_its_trainer_image_over_an_upgrade() -> None:
+    parent, prepare, train = in_training()
+    newer = SETTINGS.model_copy(update={"images": SETTINGS.images.model_copy(update={"trainer": "trainer:2"})})
+    made = seen(parent, [prepare, ended(train)], [terminated(train, 137)], settings=newer, now=later(11))
+    assert run_spec(made.create)["trainerImage"] == "registry.example/trainer:1"

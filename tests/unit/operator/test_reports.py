@@ -1,5 +1,6 @@
 """The report server, over real HTTP: who may report on what, and what becomes of it."""
 
+import datetime as dt
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -156,6 +157,19 @@ async def test_an_agent_is_answered_what_is_desired(bench: Bench, http: Http) ->
     bench.reports.set_desired(DEPLOYMENT, {"adapters": [{"name": "bot"}]})
     assert await send(http, "agent", AGENT_PATH) == (200, {"adapters": [{"name": "bot"}]})
     assert "bot-agent" in bench.reports.of(DEPLOYMENT)
+
+
+async def test_a_report_that_says_nothing_new_is_kept_and_costs_no_look(bench: Bench, http: Http) -> None:
+    bench.kube.add_pod("agent-1", {"finetune.dev/adapterdeployment": "bot"})
+    looked = []
+    for body in ({"ready": False}, {"ready": False}, {"ready": True}):
+        bench.now += dt.timedelta(seconds=5)
+        await http.post(AGENT_PATH, json=body, headers={"Authorization": "Bearer agent-1"})
+        assert bench.reports.of(DEPLOYMENT)["agent-1"].received == bench.now
+        looked.append(len(bench.queue) == 1)
+        if looked[-1]:
+            bench.queue.done(await bench.queue.get())
+    assert looked == [True, False, True]
 
 
 async def test_what_is_no_json_object_or_too_big_or_nowhere_is_refused(http: Http) -> None:
