@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Figures:
 @dataclass(frozen=True)
 class Built:
     """A prepared dataset in a folder. `rows`: of the training split, as batchSize counts them, the longest of them in
-    tokens, and the share of the tokens that is learned.
+    tokens, and the share of the tokens that is learned. `about`: dataset.json.
     """
 
     directory: Path
@@ -54,6 +55,8 @@ class Built:
     rows: int
     longest_row: int
     learned: float
+    about: dict[str, Any]
+    preview: list[dict[str, Any]]
 
 
 def build_dataset(
@@ -133,7 +136,8 @@ def build_dataset(
     if not tokenizer.has_own_template:  # goes with the adapter, so that it is served as it was trained
         (directory / "chat_template.jinja").write_text(tokenizer.template.source, encoding="utf-8")
     prepared.write_json(directory / "dataset.json", about)
-    prepared.write_json(directory / "preview.json", prepared.preview(reader.gather([int(train[0])]), tokenizer))
+    preview = prepared.preview(reader.gather([int(train[0])]), tokenizer)
+    prepared.write_json(directory / "preview.json", preview)
     log.info(
         "dataset: %s, %d samples (%d held out), %d tokens (%d learned) in %d rows; %d truncated, %d duplicates, "
         "lengths %s",
@@ -141,7 +145,7 @@ def build_dataset(
         status.truncated, status.duplicates, about["lengths"],
     )  # fmt: skip
     longest_row = max_length if packing and rows < len(train) else int(lengths.max())
-    return Built(directory, status, rows, longest_row, about["learnedTokens"] / status.tokens)
+    return Built(directory, status, rows, longest_row, about["learnedTokens"] / status.tokens, about, preview)
 
 
 def longest(spec: FineTuneSpec, model: Path) -> int:

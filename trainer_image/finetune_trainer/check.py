@@ -76,6 +76,15 @@ def read_samples(files: list[rows.DataFile], dataset: Dataset, objective: str, p
     return Reading(form, _samples(chain(beginning, source), form, columns, problems))
 
 
+def check_rows(files: list[rows.DataFile], dataset: Dataset, objective: str) -> None:
+    """Read all rows without tokenizing them; InvalidDataset when one is bad and dataset.onInvalidRow is Fail."""
+    problems = Problems()
+    samples = read_samples(files, dataset, objective, problems).samples
+    good = sum(1 for _ in islice(samples, dataset.max_samples))
+    if dataset.on_invalid_row == "Fail":
+        problems.fail(good + problems.count)
+
+
 def _samples(
     source: Iterator[rows.Row], form: Format, columns: Mapping[str, str], problems: Problems
 ) -> Iterator[Checked]:

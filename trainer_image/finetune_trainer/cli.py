@@ -22,6 +22,19 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--spec", required=True, metavar="FILE", help="the run spec, as the operator hands it to a Job"
         )
+    data = commands.add_parser("check-data", help="what prepare would say about data files, on this machine")
+    data.add_argument("data", metavar="DATA", help="a file or a folder: jsonl, json, csv or parquet, each also .gz")
+    data.add_argument(
+        "--model", metavar="DIR", help="a model's folder: counts tokens and shows a sample with what is learned"
+    )
+    data.add_argument("--finetune", metavar="FILE", help="take format, columns, length and the like from this FineTune")
+    data.add_argument("--format", default="Auto", help="the rows' format, without --finetune (default: recognised)")
+    data.add_argument("--objective", default="SFT", help="what is to be trained, without --finetune (default: SFT)")
+    estimate = commands.add_parser("estimate", help="trainable parameters and GPU memory of a FineTune, part by part")
+    estimate.add_argument("file", metavar="FILE", help="a FineTune in YAML")
+    estimate.add_argument(
+        "--model", metavar="DIR", help="the base model's folder; config.json is enough (default: asks the hub)"
+    )
     merge = commands.add_parser("merge", help="merge an adapter into its base model, for serving", add_help=False)
     merge.add_argument("rest", nargs=argparse.REMAINDER)
     return root
@@ -35,6 +48,14 @@ def main(argv: list[str] | None = None) -> int:
 
         return int(merge(argv[1:]) or 0)
     arguments = parser().parse_args(argv)
+    if arguments.command == "check-data":
+        from finetune_trainer.check_data import main as check_data
+
+        return check_data(arguments)
+    if arguments.command == "estimate":
+        from finetune_trainer.estimate_file import main as estimate
+
+        return estimate(arguments)
     from finetune_trainer.stage import run_stage
 
     return run_stage(arguments.command, arguments.spec)

@@ -39,7 +39,7 @@ class ObjectNotFound(Exception):
 
 
 def connect(endpoint: str, region: str) -> Minio:
-    """A client with the credentials of the environment; none of its own retries, since `Patience` waits with log lines."""
+    """A client with the credentials of the environment; it never retries by itself, `Patience` does, with log lines."""
     parts = urlsplit(endpoint or AWS)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise RunFailure(failures.STORAGE_UNAVAILABLE, f"storage endpoint {endpoint!r} is not http(s)://host:port")
@@ -124,7 +124,7 @@ class Patience:
         if isinstance(cause, urllib3.exceptions.SSLError):
             raise RunFailure(
                 failures.STORAGE_UNAVAILABLE,
-                f"{what}: TLS with {self.endpoint} failed ({cause}); check the endpoint's scheme and its CA certificate",
+                f"{what}: TLS with {self.endpoint} failed ({cause}); check the endpoint's scheme and CA certificate",
             ) from error
         return str(cause).rpartition(": ")[2] or type(cause).__name__
 

@@ -9,37 +9,52 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 from finetune_operator.api.finetunestatus import DatasetStatus
 from finetune_trainer import basemodel, sources, tokenise
 from finetune_trainer.build import Built, build_dataset
+from finetune_trainer.check import check_rows
+from finetune_trainer.combinations import refusals
 from finetune_trainer.estimate import estimate_run
+from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.gates import judge
 from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, TrainResult, run_id
 from finetune_trainer.schedule import total_steps
 from finetune_trainer.store import Store
 
 log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
 
 
 def main(spec: RunSpec) -> Result:
     """Run the prepare stage; RunFailure says what is wrong with the FineTune."""
+    if refused := list(refusals(spec.spec)):
+        raise RunFailure(UNSUPPORTED_COMBINATION, "\n".join(refused))
     store = Store(spec.storage, secret_name=_secret_name(spec))
     work = WORK / "prepare"
     shutil.rmtree(work, ignore_errors=True)
 
-    base = basemodel.resolve(spec.spec.base_model, store, work / "base-model")
-    log.info("base model: %s, %.4g parameters", base.status.digest, base.status.parameters)
-    tokenizer = tokenise.load(base.directory)
-
+    # Mirroring or hashing a large model takes minutes; a bad row is told before that.
+    resolving = _in_background(lambda: basemodel.resolve(spec.spec.base_model, store, work / "base-model"))
     dataset = spec.spec.dataset
     train = sources.fetch(dataset.train, "train", store, work / "train")
     evaluation = None
     if dataset.evaluation is not None and dataset.evaluation.fraction is None:
         evaluation = sources.fetch(dataset.evaluation, "evaluation", store, work / "evaluation")
+    if not resolving.done():
+        for files in filter(None, (train, evaluation)):
+            check_rows(files, dataset, spec.spec.objective.type)
+
+    base = resolving.result()
+    log.info("base model: %s, %.4g parameters", base.status.digest, base.status.parameters)
+    tokenizer = tokenise.load(base.directory)
     built = build_dataset(spec.spec, train, evaluation, tokenizer, base.directory, work)
     status = _upload(built, store)
 
@@ -56,6 +71,20 @@ def main(spec: RunSpec) -> Result:
     )
     log.info("prepared: run %s, %d steps%s", run, result.total_steps, ", done before: reused" if result.reused else "")
     return Result(stage=spec.stage, job=spec.job, run_id=run, prepared=result)
+
+
+def _in_background(work: Callable[[], Answer]) -> Future[Answer]:
+    """Start work on a thread that does not keep the process alive when something else fails."""
+    future: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  # raised again by whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="base-model").start()
+    return future
 
 
 def _upload(built: Built, store: Store) -> DatasetStatus:

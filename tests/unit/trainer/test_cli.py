@@ -1,0 +1,89 @@
+"""The `finetune` command without a cluster: check-data and estimate, and a --help that imports nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.cli import main
+
+from .tiny import make_tokenizer
+
+LLAMA_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+}  # fmt: skip
+
+
+def write_finetune(path: Path, **spec: Any) -> str:
+    parts = {"baseModel": {"s3": {"uri": "s3://models/llama"}}, "dataset": {"train": {"s3": {"uri": "s3://data/x"}}}}
+    body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTune", "metadata": {"name": "a"}, "spec": parts | spec}
+    path.write_text("---\nkind: ConfigMap\n---\n" + json.dumps(body))  # JSON is YAML
+    return str(path)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    make_tokenizer(tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(json.dumps(LLAMA_8B))
+    return str(tmp_path / "model")
+
+
+def test_help_is_instant_because_nothing_is_imported() -> None:
+    code = (
+        "import sys\nfrom finetune_trainer.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'pydantic', 'numpy', 'minio', 'yaml'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("prepare", "train", "export", "merge", "check-data", "estimate"):
+        assert command in done.stdout
+
+
+def test_estimate_prints_every_part_and_the_verdict(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = {"type": "QLoRA", "lora": {"targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"]}}
+    file = write_finetune(tmp_path / "a.yaml", method=lora, resources={"gpuMemory": "24Gi"})
+    assert main(["estimate", file, "--model", model]) == 0
+    printed = capsys.readouterr().out
+    assert "trained                  13,631,488  (0.17 %)" in printed
+    assert "weights                    5.3Gi     5.3Gi   5.3Gi  NF4" in printed
+    assert printed.rstrip().endswith("Fits")
+
+
+def test_estimate_fails_when_it_does_not_fit(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_finetune(tmp_path / "a.yaml", resources={"gpuMemory": "4Gi"})
+    assert main(["estimate", file, "--model", model]) == 1
+    assert "DoesNotFit: needs about" in capsys.readouterr().out
+
+
+def test_a_file_with_a_wrong_field_is_refused_by_name(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_finetune(tmp_path / "a.yaml", training={"learningrate": 1})
+    assert main(["estimate", file, "--model", model]) == 1
+    assert "spec.training.learningrate: Extra inputs are not permitted" in capsys.readouterr().out
+
+
+def test_check_data_counts_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows").write_text('{"text": "alpha"}\n{"text": "beta"}\n')
+    assert main(["check-data", str(tmp_path / "rows")]) == 0
+    assert "format   Text\nsamples  2\ninvalid  0\n" in capsys.readouterr().out
+
+
+def test_check_data_fails_with_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows").write_text('{"text": "alpha"}\n{"text": ""}\n')
+    assert main(["check-data", str(tmp_path / "rows")]) == 1
+    assert "rows:2: text is empty" in capsys.readouterr().out
+
+
+def test_check_data_shows_what_is_learned(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "alpha beta", "completion": " gamma"}
+    (tmp_path / "rows").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    assert main(["check-data", str(tmp_path / "rows"), "--model", model]) == 0
+    printed = capsys.readouterr().out
+    assert "duplicates  1\n" in printed
+    assert printed.endswith("   alpha beta\n>>  gamma</s>\n")

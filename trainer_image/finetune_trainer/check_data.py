@@ -1,0 +1,84 @@
+"""`finetune check-data`: what prepare would say about data files, on this machine and in seconds."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from finetune_operator.api.finetune import FineTuneSpec
+from finetune_trainer.check import Problems, read_samples
+from finetune_trainer.failures import RunFailure
+from finetune_trainer.finetunefile import BadFile, read_finetune
+from finetune_trainer.rows import DataFile
+from finetune_trainer.sources import data_files
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print what is in the data; 1 when it could not be trained on."""
+    try:
+        spec = _spec(arguments)
+        files = _files(Path(arguments.data))
+        if arguments.model:
+            _with_tokens(files, spec, Path(arguments.model))
+        else:
+            _without_tokens(files, spec)
+    except (RunFailure, BadFile) as failure:
+        print(failure)
+        return 1
+    return 0
+
+
+def _spec(arguments: argparse.Namespace) -> FineTuneSpec:
+    if arguments.finetune:
+        return read_finetune(Path(arguments.finetune)).spec
+    source = {"s3": {"uri": "s3://local/data"}}
+    spec = {
+        "baseModel": source,
+        "dataset": {"train": source, "format": arguments.format},
+        "objective": {"type": arguments.objective},
+    }
+    return FineTuneSpec.model_validate(spec)
+
+
+def _files(path: Path) -> list[DataFile]:
+    if path.is_dir():
+        names = data_files([file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()])
+        return [DataFile(path / name, name) for name in names]
+    if not path.is_file():
+        raise BadFile(f"{path} does not exist")
+    return [DataFile(path, path.name)]
+
+
+def _without_tokens(files: list[DataFile], spec: FineTuneSpec) -> None:
+    problems = Problems()
+    reading = read_samples(files, spec.dataset, spec.objective.type, problems)
+    good = sum(1 for _ in reading.samples)
+    print(f"format   {reading.form.name}\nsamples  {good}\ninvalid  {problems.count}")
+    if problems.count and spec.dataset.on_invalid_row == "Skip":
+        print("\n".join(problems.first))
+    else:
+        problems.fail(good + problems.count)
+    print("name a base model's folder with --model to count tokens and see a sample as it is learned")
+
+
+def _with_tokens(files: list[DataFile], spec: FineTuneSpec, model: Path) -> None:
+    from finetune_trainer import tokenise
+    from finetune_trainer.build import build_dataset
+
+    if not (model / "config.json").is_file():
+        raise BadFile(f"{model} has no config.json: name a model's folder with its config and tokenizer")
+    with tempfile.TemporaryDirectory() as work:
+        built = build_dataset(spec, files, None, tokenise.load(model), model, Path(work))
+    about, status = built.about, built.status
+    lengths = ", ".join(f"{name} {value}" for name, value in about["lengths"].items())
+    print(
+        f"format      {status.format}\nsamples     {status.samples} ({status.evaluation_samples} held out)\n"
+        f"invalid     {status.skipped}\nduplicates  {status.duplicates}\ntruncated   {status.truncated}\n"
+        f"dropped     {status.dropped}\ntokens      {status.tokens} ({about['learnedTokens']} learned)\n"
+        f"lengths     {lengths}\nrows        {built.rows} of up to {about['maxLength']} tokens"
+        f"{' (packed)' if about['packing'] else ''}\n\nthe first sample; >> is learned:"
+    )
+    for piece in built.preview:
+        mark = ">> " if piece["learned"] else "   "
+        print("\n".join(mark + line for line in piece["text"].splitlines()))
