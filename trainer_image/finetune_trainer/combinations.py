@@ -63,7 +63,7 @@ RULES: tuple[Rule, ...] = (
         lambda s: (
             _initialization(s) in ("PiSSA", "OLoRA") and bool(s.method.lora.rank_pattern or s.method.lora.alpha_pattern)
         ),
-        "method.lora.rankPattern, alphaPattern: not with initialization PiSSA or OLoRA, whose adapter is saved at twice its rank",
+        "method.lora.rankPattern, alphaPattern: not with initialization PiSSA or OLoRA, whose adapter is saved at twice its rank; use Default, Gaussian or EVA",
     ),
     Rule(
         lambda s: (

@@ -34,7 +34,7 @@ def choose_layout(model: Any, spec: FineTuneSpec) -> str:
         model.set_attn_implementation(native)
         return "padded"
     allowed = TOLERANCE[model.dtype]
-    if difference > allowed:
+    if not difference <= allowed:  # also when it is not a number
         log.info(
             "attention: packed samples see each other (%.1e > %.0e); samples are padded instead", difference, allowed
         )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from finetune_trainer import attention
 from finetune_trainer.data import Row, flat, padded
 from finetune_trainer.layout import choose_layout, isolation

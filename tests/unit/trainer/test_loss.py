@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from finetune_trainer.data import IGNORE, Row, flat, padded
 from finetune_trainer.loss import _CrossEntropy, token_loss
 

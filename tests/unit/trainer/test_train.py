@@ -1,7 +1,11 @@
 """The train stage, end to end on tiny models against a real MinIO."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from finetune_trainer.store import Store
 
 from .tiny import finetune_spec, make_rows, write_dataset
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)  # seconds on a quiet machine
 
 
 class Bench:
@@ -124,3 +128,151 @@ def test_a_resumed_run_has_bitwise_the_losses_and_the_adapter_of_an_uninterrupte
     assert resumed.resumed_from_step == 3
     assert bench.losses() == losses
     assert resumed.adapter.digest == whole.adapter.digest
+
+
+RUN = "runs/0123456789abcdef"
+
+
+def test_the_effective_batch_is_the_same_however_it_is_cut(bench: Bench) -> None:
+    no_dropout = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0}}
+    losses = []
+    for micro_batch in (4, 1, 3):
+        bench.train(finetune_spec(method=no_dropout), micro_batch=micro_batch)
+        losses.append(bench.losses())
+        bench.store.delete(RUN)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_a_corrupt_or_half_written_checkpoint_is_skipped_with_a_log_line(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = finetune_spec(checkpoint={"every": 2, "keep": 9})
+    whole = bench.train(spec)
+    losses = bench.losses()
+    bench.store.delete(f"{RUN}/result.json")
+    bench.store.delete(f"{RUN}/checkpoints/step-8/manifest.json")
+    bench.store.put_bytes(f"{RUN}/checkpoints/step-6/trainable.safetensors", b"not what the manifest lists")
+    caplog.set_level("WARNING")
+    resumed = bench.train(spec)
+    assert resumed.resumed_from_step == 4
+    assert "step-8 is incomplete" in caplog.text
+    assert "step-6 cannot be trusted" in caplog.text
+    assert bench.losses() == losses
+    assert resumed.adapter.digest == whole.adapter.digest
+
+
+def test_only_the_newest_checkpoints_are_kept(bench: Bench) -> None:
+    bench.train(finetune_spec(checkpoint={"every": 1, "keep": 3}))
+    assert bench.steps() == [6, 7, 8]
+
+
+def test_a_finished_run_is_not_trained_again_but_judged_by_the_gates_of_now(bench: Bench) -> None:
+    from finetune_trainer.train import main
+
+    spec = finetune_spec()
+    first = bench.train(spec)
+    assert first.adapter.gate_passed
+    strict = finetune_spec(evaluation={"gates": [{"metric": "loss", "max": 0.001}]})
+    again = main(bench.run_spec(strict)).trained
+    assert again is not None
+    assert again.adapter.digest == first.adapter.digest
+    assert again.adapter.gate_passed is False
+    assert again.evaluation is not None
+    assert "loss" in again.evaluation.gates[0].message
+
+
+def test_an_upload_that_is_cut_off_leaves_no_adapter(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer.failures import RunFailure
+
+    put_file = bench.store.put_file
+
+    def cut_off(key: str, path: Path) -> None:
+        if key.endswith("tokenizer.json"):
+            raise RunFailure("UploadFailed", "the connection is gone")
+        put_file(key, path)
+
+    monkeypatch.setattr(bench.store, "put_file", cut_off)
+    with pytest.raises(RunFailure, match="connection is gone"):
+        bench.train(finetune_spec())
+    keys = [entry.key for entry in bench.store.list("adapters")]
+    assert keys
+    assert not [key for key in keys if key.endswith("manifest.json")]
+    assert not bench.store.exists(f"{RUN}/result.json")
+
+
+def test_a_loss_that_is_not_finite_fails_with_a_hint(endpoint: str, tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from finetune_trainer.failures import RunFailure
+
+    broken = shutil.copytree(tiny_llama, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["lm_head.weight"][7] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    bench = Bench(endpoint, broken, write_dataset(tmp_path / "data", make_rows(4)), tmp_path / "work")
+    with pytest.raises(RunFailure, match=r"training\.learningRate") as caught:
+        bench.train(finetune_spec())
+    assert caught.value.reason == "NonFiniteLoss"
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_failure_unless_it_is_pretend(bench: Bench) -> None:
+    from finetune_trainer.failures import RunFailure
+
+    spec = finetune_spec(resources={"gpus": 1})
+    with pytest.raises(RunFailure) as caught:
+        bench.train(spec)
+    assert caught.value.reason == "GPUNotVisible"
+    assert bench.train(spec, pretend_gpu=True).steps == 8
+
+
+def test_samples_are_answered_by_base_and_adapter(bench: Bench) -> None:
+    bench.train(finetune_spec(evaluation={"samples": ["alpha beta"]}, training={"maxSteps": 2}))
+    (told,) = bench.store.get_json(f"{RUN}/samples.json")
+    assert told["prompt"] == "alpha beta"
+    assert set(told) == {"prompt", "base", "adapter"}
+
+
+def _command(bench: Bench, spec: Any, tmp_path: Path) -> tuple[list[str], dict[str, str]]:
+    """The trainer as the Job runs it."""
+    file = tmp_path / "spec.json"
+    file.write_text(bench.run_spec(spec).model_dump_json(by_alias=True, exclude_none=True))
+    environment = {
+        **os.environ,
+        "FINETUNE_WORK": str(tmp_path / "job"),
+        "TERMINATION_LOG": str(tmp_path / "termination"),
+    }
+    return [sys.executable, "-m", "finetune_trainer", "train", "--spec", str(file)], environment
+
+
+def test_sigterm_saves_a_checkpoint_after_the_step_and_the_next_attempt_goes_on_bitwise(
+    bench: Bench, tmp_path: Path
+) -> None:
+    spec = finetune_spec(training={"maxSteps": 400}, checkpoint={"every": 1000})
+    command, environment = _command(bench, spec, tmp_path)
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert job.stdout is not None
+    for line in job.stdout:
+        if "first step" in line:
+            break
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(120) == 143
+    (step,) = bench.steps()
+    interrupted = bench.losses()
+    assert len(interrupted) == step < 400
+    resumed = bench.train(spec)
+    assert resumed.resumed_from_step == step
+    assert bench.losses()[:step] == interrupted
+    losses = bench.losses()
+    bench.store.delete(RUN)
+    bench.train(spec)
+    assert bench.losses() == losses
+
+
+def test_the_job_leaves_its_result_in_the_termination_message(bench: Bench, tmp_path: Path) -> None:
+    command, environment = _command(bench, finetune_spec(training={"maxSteps": 2}), tmp_path)
+    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    result = json.loads((tmp_path / "termination").read_text())
+    assert result["runId"] == "0123456789abcdef"
+    assert result["trained"]["adapter"]["gatePassed"] is True
+    assert len((tmp_path / "termination").read_bytes()) <= 4096

@@ -1,0 +1,100 @@
+"""The adapter's files: the same on every machine, plain LoRA whatever it started from, never empty or broken."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from finetune_operator.api.finetunestatus import EvaluationStatus
+from finetune_trainer.adapter import as_plain_lora, portable_config, ranks, refuse_broken
+from finetune_trainer.failures import RunFailure
+from finetune_trainer.modelcard import model_card
+from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
+
+from .tiny import finetune_spec
+
+
+def a_run(**parts: Any) -> RunSpec:
+    prepared = PrepareResult.model_validate(
+        {
+            "runId": "0123456789abcdef",
+            "baseModel": {"digest": "sha256:" + "a" * 64, "revision": "abc123"},
+            "dataset": {"digest": "sha256:" + "b" * 64, "samples": 24, "tokens": 400, "format": "Messages"},
+        }
+    )
+    return RunSpec(
+        stage="train", namespace="demo", name="tiny", job="tiny-1", spec=finetune_spec(**parts),
+        storage=Storage(uri="s3://finetune"), prepared=prepared,
+    )  # fmt: skip
+
+
+def test_the_configuration_is_byte_stable_and_names_no_path() -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, target_modules=["v_proj", "q_proj", "k_proj"], init_lora_weights="pissa")
+    config.base_model_name_or_path = "/work/model"
+    made = portable_config(config.to_dict(), "meta-llama/Llama-3.1-8B", a_run())
+    assert made["target_modules"] == ["k_proj", "q_proj", "v_proj"]
+    assert made["base_model_name_or_path"] == "meta-llama/Llama-3.1-8B"
+    assert made["init_lora_weights"] is True
+    assert "/work" not in json.dumps(made)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_adapter_that_took_its_start_out_of_the_base_becomes_a_plain_lora(rslora: bool) -> None:
+    torch.manual_seed(0)
+    r, alpha = 4, 8
+    start = {"x.lora_A.default.weight": torch.randn(r, 10), "x.lora_B.default.weight": torch.randn(12, r)}
+    end = {"x.lora_A.weight": torch.randn(r, 10), "x.lora_B.weight": torch.randn(12, r)}
+    weights, config = as_plain_lora(end, start, {"r": r, "lora_alpha": alpha, "use_rslora": rslora})
+
+    def update(a: torch.Tensor, b: torch.Tensor, rank: int, scale: float) -> torch.Tensor:
+        return scale / (rank**0.5 if rslora else rank) * b @ a
+
+    trained = update(end["x.lora_A.weight"], end["x.lora_B.weight"], r, alpha)
+    started = update(start["x.lora_A.default.weight"], start["x.lora_B.default.weight"], r, alpha)
+    plain = update(weights["x.lora_A.weight"], weights["x.lora_B.weight"], config["r"], config["lora_alpha"])
+    assert torch.allclose(plain, trained - started, atol=1e-4)
+
+
+def test_an_adapter_that_is_still_zero_is_refused() -> None:
+    weights = {"x.lora_A.weight": torch.randn(4, 10), "x.lora_B.weight": torch.zeros(12, 4)}
+    with pytest.raises(RunFailure, match="still zero"):
+        refuse_broken(weights, {})
+    weights["x.lora_B.weight"][0, 0] = 1e-9
+    refuse_broken(weights, {})
+
+
+def test_an_adapter_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(RunFailure, match="not finite"):
+        refuse_broken({"x.lora_B.weight": torch.tensor([1.0, float("nan")])}, {})
+
+
+@pytest.mark.parametrize(
+    ("config", "rank"),
+    [
+        ({"peft_type": "LORA", "r": 4, "rank_pattern": {"q_proj": 16}}, 16),
+        ({"peft_type": "ADALORA", "r": 8, "rank_pattern": {"q": [True, False, True], "v": [True] * 5}}, 5),
+        ({"peft_type": "IA3"}, 0),
+    ],
+)
+def test_the_rank_is_the_largest_in_it(config: dict[str, Any], rank: int) -> None:
+    assert ranks(config) == rank
+
+
+def test_the_model_card_has_metadata_that_a_hub_accepts() -> None:
+    run = a_run(baseModel={"huggingFace": {"repo": "meta-llama/Llama-3.1-8B"}, "s3": None})
+    evaluation = EvaluationStatus(base={"loss": 2.0}, adapter={"loss": 1.0}, passed=True)
+    card = model_card(run, {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}, 1234, evaluation)
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["base_model"] == "meta-llama/Llama-3.1-8B"
+    assert metadata["library_name"] == "peft"
+    assert metadata["pipeline_tag"] == "text-generation"
+    assert "| loss | 2.0000 | 1.0000 |" in card
+
+
+def test_the_card_of_a_base_model_that_is_on_no_hub_claims_no_repository() -> None:
+    card = model_card(a_run(), {"base_model_name_or_path": "s3://models/tiny"}, 1234, EvaluationStatus())
+    assert "base_model" not in yaml.safe_load(card.split("---")[1])
