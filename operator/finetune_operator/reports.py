@@ -51,6 +51,8 @@ class Reports:
             # A result comes without progress, and progress may come after the result: neither may wipe the other.
             body = {**before.body, **body}
         pods[sender.pod] = Report(sender.pod, sender.pod_uid, sender.job, sender.job_uid, body, now)
+        if before is not None and before.pod_uid == sender.pod_uid and before.body == body:
+            return  # a sign of life and nothing else: agents send one every few seconds
         last = self._seen.get(key)
         if body.get("result") or last is None or (now - last).total_seconds() >= PACE_SECONDS:
             self._seen[key] = now
