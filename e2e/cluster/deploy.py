@@ -13,17 +13,17 @@ from e2e.cluster.layout import DEMO_NAMESPACE, HERE, RELEASE, REPO, STATE, SYSTE
 from e2e.cluster.progress import Refused, step
 from e2e.cluster.target import Target
 
+Manifest = dict[str, Any]
+
 CREDENTIALS_SECRET = "finetune-storage"
 ROLLOUT = 180
 
 
 def deploy(cluster: Target) -> None:
     with step("namespaces and storage credentials"):
-        for namespace in (SYSTEM_NAMESPACE, DEMO_NAMESPACE):
-            _apply(cluster, _namespace(namespace))
         credentials = _existing_credentials(cluster) or _new_credentials()
-        for namespace in (SYSTEM_NAMESPACE, DEMO_NAMESPACE):
-            _apply(cluster, _secret(namespace, credentials))
+        namespaces = (SYSTEM_NAMESPACE, DEMO_NAMESPACE)
+        _apply(cluster, [*map(_namespace, namespaces), *(_secret(namespace, credentials) for namespace in namespaces)])
     log = STATE / "log" / "helm.log"
     with step(f"chart {RELEASE} into {SYSTEM_NAMESPACE}", log):
         chart = REPO / "charts" / "finetune-operator"
@@ -76,13 +76,13 @@ def _deployments(cluster: Target) -> list[str]:
     ).split()
 
 
-def _namespace(name: str) -> dict[str, Any]:
+def _namespace(name: str) -> Manifest:
     # Nothing of ours needs more than the strictest profile, and here that is enforced.
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
-def _secret(namespace: str, credentials: dict[str, str]) -> dict[str, Any]:
+def _secret(namespace: str, credentials: dict[str, str]) -> Manifest:
     metadata = {"name": CREDENTIALS_SECRET, "namespace": namespace}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": credentials}
 
@@ -100,5 +100,6 @@ def _new_credentials() -> dict[str, str]:
     return {key: base64.b64encode(value.encode()).decode() for key, value in plain.items()}
 
 
-def _apply(cluster: Target, manifest: dict[str, Any]) -> None:
-    shell.output(*cluster.kubectl("apply", "-f", "-"), stdin=json.dumps(manifest))
+def _apply(cluster: Target, manifests: list[Manifest]) -> None:
+    listed = {"apiVersion": "v1", "kind": "List", "items": manifests}
+    shell.output(*cluster.kubectl("apply", "-f", "-"), stdin=json.dumps(listed))

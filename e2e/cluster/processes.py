@@ -71,7 +71,7 @@ def start(process: Process) -> None:
             cwd="/",
             env={**os.environ, MARK: process.mark()},
             start_new_session=True,
-            preexec_fn=lambda: process.pid_file.write_text(str(os.getpid())) and None,  # noqa: PLW1509 (we have no threads)
+            preexec_fn=lambda: process.pid_file.write_text(f"{os.getpid()}\n") and None,  # noqa: PLW1509 (we have no threads)
         )
 
 
