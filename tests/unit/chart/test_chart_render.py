@@ -161,10 +161,23 @@ def test_one_replica_has_no_disruption_budget(render: Callable[..., list[dict[st
     assert "PodDisruptionBudget" not in {d["kind"] for d in render({"replicas": 1})}
 
 
-def test_minio_makes_its_buckets_before_it_starts(render: Callable[..., list[dict[str, Any]]]) -> None:
+def test_minio_has_its_buckets_when_it_starts(render: Callable[..., list[dict[str, Any]]]) -> None:
     pod = find(render(VALUE_SETS["trying it out"]), "Deployment", "minio")["spec"]["template"]["spec"]
-    assert pod["initContainers"][0]["command"][-3:] == ["finetune", "models", "datasets"]
+    [container] = pod["containers"]
+    folders = [mount["subPath"] for mount in container["volumeMounts"] if "subPath" in mount]
+    assert folders == ["finetune", "models", "datasets"]
+    # Below /data a mount would be another device to MinIO, which renames files into its buckets.
+    assert not [m for m in container["volumeMounts"] if m["mountPath"].startswith("/data/")]
     assert json.dumps(pod).count("secretKeyRef") == 2, "root credentials come from a Secret"
+
+
+def test_a_new_release_leaves_the_bundled_minio_running(render: Callable[..., list[dict[str, Any]]]) -> None:
+    def pod(values: dict[str, Any]) -> Any:
+        return find(render({**VALUE_SETS["trying it out"], **values}), "Deployment", "minio")["spec"]["template"]
+
+    images = {name: {"tag": "another"} for name in ("operator", "trainer", "agent", "engine")}
+    assert pod({}) == pod({"images": images, "logLevel": "debug", "replicas": 1})
+    assert "0.1.0" not in json.dumps(pod({})["metadata"])
 
 
 def test_crds_are_kept_on_uninstall_unless_told_otherwise(render: Callable[..., list[dict[str, Any]]]) -> None:
