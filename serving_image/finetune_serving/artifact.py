@@ -6,18 +6,14 @@ import json
 import logging
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from finetune_serving.desired import DesiredAdapter, DesiredBase
-from finetune_trainer.connection import ObjectNotFound
-from finetune_trainer.digest import hex_of, manifest_of
-from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, RunFailure
-from finetune_trainer.modelfiles import model_files
-from finetune_trainer.store import PARALLEL, Store
+from finetune_trainer import servedbase
+from finetune_trainer.digest import hex_of
+from finetune_trainer.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -50,31 +46,8 @@ class Fetched:
 
 
 def fetch_base(store: Store, base: DesiredBase, models: Path) -> Path:
-    """The base model's folder: a mounted volume is used where it is, S3 is downloaded and verified."""
-    parts = urlsplit(base.uri)
-    if parts.scheme == "file":
-        return Path(parts.path)
-    target, source = models / "base", store.at(base.uri)
-    manifest = base_manifest(store, source, base.digest)
-    log.info("base model: downloading %s (%s)", base.uri, size_of(manifest))
-    source.download_tree("", target, base.digest or None, manifest)
-    log.info("base model: verified, %s", manifest["digest"])
-    return target
-
-
-def base_manifest(store: Store, source: Store, digest: str) -> dict[str, Any]:
-    """The list of the model's files: recorded by a prepare Job or beside the model, else made from what is there."""
-    recorded = store.manifest(f"models/{hex_of(digest)}") if digest else None
-    if manifest := recorded or source.manifest(""):
-        return manifest
-    try:
-        names = model_files(entry.key for entry in source.list())
-    except ObjectNotFound:
-        names = []
-    if not names:
-        raise RunFailure(BASE_MODEL_NOT_FOUND, f"{source.uri()} holds no model: spec.baseModel must name its folder")
-    with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-        return manifest_of(pool.map(lambda name: source.hash_object(name, name), names))
+    """The base model's folder, verified."""
+    return servedbase.fetch(store, base.uri, base.digest, models / "base")
 
 
 def fetch_adapter(store: Store, adapter: DesiredAdapter, base_digest: str, adapters: Path) -> Fetched:

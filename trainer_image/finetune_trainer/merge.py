@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from finetune_operator.api.finetunestatus import BaseModelStatus
 from finetune_trainer import failures
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.mergespec import MergeResult, MergeSpec
@@ -108,6 +107,7 @@ def merge(spec: MergeSpec, output: Path) -> MergeResult:
     if (done := finished(output, spec.adapter_digest)) is not None:
         log.info("%s holds the merged model already", output)
         return done
+    from finetune_trainer import servedbase
     from finetune_trainer.store import Store
 
     store = Store(spec.storage)
@@ -116,8 +116,8 @@ def merge(spec: MergeSpec, output: Path) -> MergeResult:
     adapter = work / "adapter"
     manifest = store.at(spec.adapter_uri).download_tree("", adapter, spec.adapter_digest)
     refuse_foreign(spec, manifest)
-    log.info("fetching base model %s", spec.base_uri)
-    base = fetch_base(store, spec, manifest, work / "base")
+    trained_on = (manifest.get("baseModel") or {}).get("digest", "")
+    base = servedbase.fetch(store, spec.base_uri, spec.base_digest or trained_on, work / "base")
     result = combine(spec, base, adapter, manifest, output)
     shutil.rmtree(work)
     return result
@@ -141,18 +141,6 @@ def refuse_foreign(spec: MergeSpec, manifest: dict[str, Any]) -> None:
             f"{spec.name} was trained on base model {trained_on}, this deployment serves {spec.base_digest}: "
             "deploy it with the base model that it was trained on",
         )
-
-
-def fetch_base(store: Any, spec: MergeSpec, manifest: dict[str, Any], directory: Path) -> Path:
-    from finetune_trainer import basemodel
-
-    digest = spec.base_digest or (manifest.get("baseModel") or {}).get("digest", "")
-    if not digest:
-        raise RunFailure(
-            failures.BASE_MODEL_NOT_FOUND,
-            f"{spec.name}: neither spec.baseModel nor the adapter's manifest says which base model it belongs to",
-        )
-    return basemodel.download(store, BaseModelStatus(uri=spec.base_uri, digest=digest), directory)
 
 
 def combine(spec: MergeSpec, base: Path, adapter: Path, manifest: dict[str, Any], output: Path) -> MergeResult:

@@ -159,8 +159,8 @@ class ServingResources(Spec):
     )
     shared_memory: Quantity | None = Field(
         default=None,
-        description="Size of /dev/shm, for several GPUs in one pod. It counts as memory. Default: that of the "
-        "container runtime.",
+        description="Size of /dev/shm, through which vLLM's processes talk. What is used of it counts as memory. "
+        "Default: 1Gi.",
     )
 
 

@@ -57,6 +57,8 @@ OWN_ARGUMENTS = frozenset(
 # An engine that loads a large model from a cold disk takes tens of minutes; the kubelet must not restart it meanwhile.
 STARTUP_SECONDS = 3600
 PERIOD_SECONDS = 2
+#: vLLM's processes want 160 MiB to talk through; the container runtime gives 64.
+SHARED_MEMORY = "1Gi"
 #: Requests that are being answered when a pod is replaced are answered to their end.
 GRACE_SECONDS = 120
 #: The Service stops sending to a pod a moment after it was told to end.
@@ -214,10 +216,9 @@ def _deployment(parent: AdapterDeployment, pod: Object) -> Object:
 
 def _pod(parent: AdapterDeployment, settings: Settings, annotations: Mapping[str, str]) -> Object:
     """What pods of both modes have in common."""
-    volumes = [_empty("models"), _empty("cache"), _empty("tmp")]
-    if parent.spec.resources.shared_memory:
-        size = parent.spec.resources.shared_memory
-        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
+    size = parent.spec.resources.shared_memory or SHARED_MEMORY
+    shared = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
+    volumes = [_empty("models"), _empty("cache"), _empty("tmp"), shared]
     return {
         "metadata": {"labels": selector(parent), "annotations": dict(annotations)},
         "spec": {
@@ -249,7 +250,6 @@ def _engine(
 ) -> Object:
     """vLLM's OpenAI server, in the official image or any other; nothing in it is needed but vLLM."""
     asked, resources = parent.spec.engine, parent.spec.resources
-    shared = [_mount("shm", "/dev/shm")] if resources.shared_memory else []
     return {
         "name": ENGINE,
         "image": asked.image or settings.images.engine,
@@ -294,7 +294,7 @@ def _engine(
         "resources": _resources(parent),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": _restricted(),
-        "volumeMounts": [_mount("cache", "/cache"), _mount("tmp", "/tmp"), *shared, *mounts],
+        "volumeMounts": [_mount("cache", "/cache"), _mount("tmp", "/tmp"), _mount("shm", "/dev/shm"), *mounts],
     }
 
 
