@@ -13,6 +13,10 @@ VENV := .venv/.stamp
 CHART := charts/finetune-operator
 PYTEST := $(PYTHON) -m pytest
 
+# uv comes from PATH, or is installed into the cache.
+UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
+export UV_PYTHON_DOWNLOADS := never
+
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2} /^## / {print "\n" substr($$0, 4)}' Makefile
 
@@ -53,7 +57,7 @@ types: $(VENV)
 	@.venv/bin/mypy
 
 unit: $(VENV) cluster-binaries ## Unit tests
-	@$(PYTEST) tests/unit tests/hub_server e2e/cluster
+	@$(PYTEST) tests/unit tests/hub_server
 
 integration: $(VENV) cluster-binaries ## Tests against a real API server
 	@$(PYTEST) tests/integration
@@ -75,21 +79,19 @@ fmt: $(VENV) ## Format the code
 	@.venv/bin/ruff check --fix-only --quiet .
 	@.venv/bin/ruff format --quiet .
 
-COMPILE = $(UV) pip compile --quiet --python-version 3.11 --no-header
-lock: $(UV) ## Resolve pyproject.toml into requirements/*.txt (UPGRADE=1: to the newest versions)
+# Each lock starts from dev.txt, so that all have the same versions; UPGRADE=1 takes the newest ones.
+COMPILE := UV_PYTHON=$(PYTHON) $(UV) pip compile --quiet
+FOR_PYTHON := --python-version 3.11
+lock: $(VENV) ## Resolve pyproject.toml into requirements/*.txt (UPGRADE=1: to the newest versions)
 	@$(COMPILE) $(if $(UPGRADE),--upgrade) --all-extras pyproject.toml -o requirements/dev.txt
-	@for image in operator trainer serving; do \
-	    $(COMPILE) --extra $$image -c requirements/dev.txt pyproject.toml -o requirements/$$image.txt; done
-	@$(COMPILE) -c requirements/dev.txt requirements/torch.in -o requirements/torch.txt
-	@$(COMPILE) --overrides requirements/engine-cpu.overrides -c requirements/torch.txt requirements/engine-cpu.in -o requirements/engine-cpu.txt
+	@for image in operator trainer serving; do cp requirements/dev.txt requirements/$$image.txt; \
+	    $(COMPILE) --extra $$image pyproject.toml -o requirements/$$image.txt; done
+	@$(COMPILE) $(FOR_PYTHON) -c requirements/trainer.txt requirements/torch.in -o requirements/torch.txt
+	@$(COMPILE) $(FOR_PYTHON) --overrides requirements/engine-cpu.overrides -c requirements/torch.txt \
+	    requirements/engine-cpu.in -o requirements/engine-cpu.txt
 
 cluster-binaries:
 	@python3 -m e2e.cluster binaries
-
-# The development environment. uv comes from PATH, or is installed into the cache.
-UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
-export UV_PYTHON_DOWNLOADS := never
-export UV_LINK_MODE := hardlink
 
 $(CACHE)/uv/bin/uv:
 	@echo "installing uv into $(CACHE)/uv"

@@ -65,6 +65,8 @@ def _run(command: str, cluster: Target) -> None:
         require_registry(cluster)
         if images.ensure(images.PRODUCT, cluster):
             say(f"images are ready ({time.monotonic() - started:.1f}s)")
+        if not cluster.embedded:
+            say(f"chart values with these images: {deploy.write_image_values(cluster)}")
     if command == "deploy":
         deploy.deploy(cluster)
         say(f"deployed ({time.monotonic() - started:.1f}s)")

@@ -16,6 +16,7 @@ from e2e.cluster.target import Target
 Manifest = dict[str, Any]
 
 CREDENTIALS_SECRET = "finetune-storage"
+IMAGE_VALUES = STATE / "image-values.json"
 ROLLOUT = 180
 
 
@@ -27,7 +28,7 @@ def deploy(cluster: Target) -> None:
     log = STATE / "log" / "helm.log"
     with step(f"chart {RELEASE} into {SYSTEM_NAMESPACE}", log):
         chart = REPO / "charts" / "finetune-operator"
-        values: list[str | Path] = ["--values", HERE / "values.yaml", "--values", _image_values(cluster)]
+        values: list[str | Path] = ["--values", HERE / "values.yaml", "--values", write_image_values(cluster)]
         install = cluster.helm("upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM_NAMESPACE)
         shell.logged([*install, *values, "--history-max", "3"], log)
     for deployment in _deployments(cluster):
@@ -62,11 +63,10 @@ def image_values(registry: str) -> dict[str, Any]:
     }
 
 
-def _image_values(cluster: Target) -> Path:
-    path = STATE / "image-values.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(image_values(cluster.pull_from), indent=1))
-    return path
+def write_image_values(cluster: Target) -> Path:
+    IMAGE_VALUES.parent.mkdir(exist_ok=True)
+    IMAGE_VALUES.write_text(json.dumps(image_values(cluster.pull_from), indent=1))
+    return IMAGE_VALUES
 
 
 def _deployments(cluster: Target) -> list[str]:

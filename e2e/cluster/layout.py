@@ -46,7 +46,7 @@ API_SERVER = f"https://{NODE_IP}:6443"
 REGISTRY = "127.0.0.1:5000"  # as the node sees it: containerd speaks plain HTTP to nothing but localhost
 REGISTRY_LISTEN = "0.0.0.0:5000"  # within the namespace, so that the host can push to it
 IMAGE_PREFIX = f"{REGISTRY}/finetune-operator"
-PRETEND_GPUS = 2
+PRETEND_GPUS = 4  # two trainings, a deployment, and the second pod of its rollout
 
 SYSTEM_NAMESPACE = "finetune-system"
 DEMO_NAMESPACE = "demo"

@@ -157,6 +157,10 @@ def _make_cgroups() -> None:
         if folder.exists():
             continue
         folder.mkdir()
+        # The default weighs all pods together as one process of the host; then a compiler beside them starves them.
+        for setting, weight in (("cpu.shares", "8192"), ("cpu.weight", "800")):
+            if (folder / setting).exists():
+                (folder / setting).write_text(weight)
         for setting in ("cpuset.cpus", "cpuset.mems"):  # version 1 starts a child without any CPU
             if (folder / setting).exists() and (folder.parent / setting).exists():
                 (folder / setting).write_text((folder.parent / setting).read_text())
