@@ -63,13 +63,13 @@ def _without_tokens(files: list[DataFile], spec: FineTuneSpec) -> None:
 
 
 def _with_tokens(files: list[DataFile], spec: FineTuneSpec, model: Path) -> None:
-    from finetune_trainer import tokenise
     from finetune_trainer.build import build_dataset
+    from finetune_trainer.tokenizer import load_tokenizer
 
     if not (model / "config.json").is_file():
         raise BadFile(f"{model} has no config.json: name a model's folder with its config and tokenizer")
     with tempfile.TemporaryDirectory() as work:
-        built = build_dataset(spec, files, None, tokenise.load(model), model, Path(work))
+        built = build_dataset(spec, files, None, load_tokenizer(model), model, Path(work))
     about, status = built.about, built.status
     lengths = ", ".join(f"{name} {value}" for name, value in about["lengths"].items())
     print(

@@ -58,7 +58,7 @@ class Rows:
 
 def decoded_prompts(rows: Rows, model: Path, count: int = 3, tokens: int = 64) -> list[str]:
     """What stands before the first learned token of the first samples: prompts on which the adapter should differ."""
-    from finetune_trainer.tokenise import load
+    from finetune_trainer.tokenizer import load_tokenizer
 
     prompts = []
     for index in range(min(count, len(rows))):
@@ -66,7 +66,7 @@ def decoded_prompts(rows: Rows, model: Path, count: int = 3, tokens: int = 64) -
         learned = np.flatnonzero(targets != IGNORE)
         end = int(learned[0]) + 1 if len(learned) else len(ids)
         prompts.append(ids[:end][-tokens:].tolist())
-    tokenizer = load(model)
+    tokenizer = load_tokenizer(model)
     return [tokenizer.decode(prompt) for prompt in prompts]
 
 

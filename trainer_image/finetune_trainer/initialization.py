@@ -72,9 +72,9 @@ def initialize(
 
 
 def _token_ids(folder: Path, text: str) -> list[int]:
-    from finetune_trainer.tokenise import load
+    from finetune_trainer.tokenizer import load_tokenizer
 
-    return list(load(folder).backend.encode(text, add_special_tokens=False).ids)
+    return list(load_tokenizer(folder).backend.encode(text, add_special_tokens=False).ids)
 
 
 def take_out_of_base(model: "PeftModel", initial: Tensors) -> None:

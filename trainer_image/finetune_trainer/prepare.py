@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from finetune_operator.api.finetunestatus import DatasetStatus
-from finetune_trainer import basemodel, sources, tokenise
+from finetune_trainer import basemodel, sources
 from finetune_trainer.build import Built, build_dataset
 from finetune_trainer.check import check_rows
 from finetune_trainer.combinations import refusals
@@ -26,6 +26,7 @@ from finetune_trainer.gates import judge
 from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, TrainResult, run_id
 from finetune_trainer.schedule import total_steps
 from finetune_trainer.store import Store
+from finetune_trainer.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -54,7 +55,7 @@ def main(spec: RunSpec) -> Result:
 
     base = resolving.result()
     log.info("base model: %s, %.4g parameters", base.status.digest, base.status.parameters)
-    tokenizer = tokenise.load(base.directory)
+    tokenizer = load_tokenizer(base.directory)
     built = build_dataset(spec.spec, train, evaluation, tokenizer, base.directory, work)
     status = _upload(built, store)
 

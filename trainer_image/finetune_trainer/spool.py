@@ -13,27 +13,34 @@ from typing import Self
 
 import numpy as np
 
-from finetune_trainer.tokenise import IGNORE, Tokens
+from finetune_trainer.tokenizer import IGNORE, Tokens
 
 _BUFFER = 8 << 20
 
 
 class Spool:
-    """Sequences in the order in which they were added; about 24 bytes of memory each, their tokens on disk."""
+    """Samples in the order in which they were added; about 24 bytes of memory each, their tokens on disk.
+
+    A sample is one sequence, or two when there are two answers to compare: always the same number in one spool.
+    """
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._paths = (directory / "ids.bin", directory / "labels.bin")
         self._files = [open(path, "wb", buffering=_BUFFER) for path in self._paths]  # noqa: SIM115  # closed by close()
-        self._lengths, self._learned, self._hashes = array("i"), array("i"), array("Q")
+        self._sequences, self._lengths, self._learned = array("i"), array("i"), array("i")
+        self._hashes, self._good = array("Q"), array("b")
 
-    def add(self, tokens: Tokens, content: int) -> None:
-        """Append a sequence; `content` is the hash by which equal samples are known."""
-        for file, values in zip(self._files, tokens, strict=True):
-            file.write(values.tobytes())
-        self._lengths.append(len(tokens.input_ids))
-        self._learned.append(int(np.count_nonzero(tokens.labels != IGNORE)))
+    def add(self, sequences: Sequence[Tokens], content: int, good: bool = True) -> None:
+        """Append a sample. `content`: the hash by which equal samples are known. `good`: of a judged answer."""
+        for tokens in sequences:
+            for file, values in zip(self._files, tokens, strict=True):
+                file.write(values.tobytes())
+            self._sequences.append(len(tokens.input_ids))
+        self._lengths.append(sum(len(tokens.input_ids) for tokens in sequences))
+        self._learned.append(sum(int(np.count_nonzero(tokens.labels != IGNORE)) for tokens in sequences))
         self._hashes.append(content)
+        self._good.append(good)
 
     def close(self) -> None:
         for file in self._files:
@@ -52,37 +59,53 @@ class Spool:
 
     @property
     def lengths(self) -> np.ndarray:
-        return np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.zeros(0, np.int32)
+        """Tokens of each sample."""
+        return np.array(self._lengths, dtype=np.int32)
 
     @property
     def learned(self) -> np.ndarray:
-        """Number of labels in each sequence that are learned."""
-        return np.frombuffer(self._learned, dtype=np.int32) if self._learned else np.zeros(0, np.int32)
+        """Learned tokens of each sample."""
+        return np.array(self._learned, dtype=np.int32)
 
     @property
     def hashes(self) -> np.ndarray:
-        return np.frombuffer(self._hashes, dtype=np.uint64) if self._hashes else np.zeros(0, np.uint64)
+        return np.array(self._hashes, dtype=np.uint64)
+
+    @property
+    def good(self) -> np.ndarray:
+        """Whether each judged answer is a good one."""
+        return np.array(self._good, dtype=bool)
 
     def reader(self) -> SpoolReader:
         """Read access, once everything has been added."""
         self.close()
-        return SpoolReader(self._paths, self.lengths)
+        per_sample = len(self._sequences) // len(self) if len(self) else 1
+        return SpoolReader(self._paths, np.array(self._sequences, dtype=np.int32), per_sample)
 
 
 class SpoolReader:
-    """The sequences of a spool by their number, memory-mapped."""
+    """The samples of a spool by their number, memory-mapped."""
 
-    def __init__(self, paths: tuple[Path, Path], lengths: np.ndarray) -> None:
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    def __init__(self, paths: tuple[Path, Path], lengths: np.ndarray, per_sample: int) -> None:
+        self._starts, self._per_sample = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), per_sample
         empty = self._starts[-1] == 0
         self._ids, self._labels = (
             np.zeros(0, np.int32) if empty else np.memmap(path, dtype=np.int32, mode="r") for path in paths
         )
 
+    def sequences(self, index: int) -> list[Tokens]:
+        """The sequences of one sample."""
+        first = index * self._per_sample
+        return [self._tokens(slice(*self._starts[at : at + 2])) for at in range(first, first + self._per_sample)]
+
     def gather(self, indices: Sequence[int]) -> Tokens:
-        """The sequences `indices`, one after the other."""
-        slices = [slice(self._starts[index], self._starts[index + 1]) for index in indices]
-        return Tokens(*(np.concatenate([values[part] for part in slices]) for values in (self._ids, self._labels)))
+        """The samples `indices`, one after the other."""
+        width = self._per_sample
+        parts = [self._tokens(slice(self._starts[at * width], self._starts[(at + 1) * width])) for at in indices]
+        return Tokens(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+    def _tokens(self, part: slice) -> Tokens:
+        return Tokens(self._ids[part], self._labels[part])
 
 
 def content_hash(texts: Sequence[str]) -> int:

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from finetune_trainer import basemodel, prepare, tokenise
+from finetune_trainer import basemodel, prepare
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
 from finetune_trainer.store import Store
+from finetune_trainer.tokenizer import load_tokenizer
 
 from .tiny import finetune_spec
 
@@ -80,7 +81,7 @@ def test_messages_become_packed_rows_that_learn_answers_only(bucket: Store, endp
     assert sum(len(row["seq_lengths"]) for row in rows) == 40
     assert all(sum(row["seq_lengths"]) == len(row["input_ids"]) <= 64 for row in rows)
 
-    tokenizer = tokenise.load(basemodel.download(bucket, prepared.base_model, tmp_path / "model"))
+    tokenizer = load_tokenizer(basemodel.download(bucket, prepared.base_model, tmp_path / "model"))
     row = rows[0]
     length = row["seq_lengths"][0]
     ids, labels = np.array(row["input_ids"][:length]), np.array(row["labels"][:length])
@@ -229,3 +230,42 @@ def test_unknown_targets_are_refused_with_those_that_exist(bucket: Store, endpoi
         run_prepare(
             bucket, endpoint, dataset=dataset, method={"type": "LoRA", "lora": {"targetModules": ["c_attn", "q_proj"]}}
         )
+
+
+@pytest.mark.parametrize("objective", ["DPO", "ORPO", "Reward"])
+def test_preferences_become_a_prompt_and_two_answers(
+    bucket: Store, endpoint: str, tmp_path: Path, objective: str
+) -> None:
+    rows = [{"prompt": f"alpha {n}", "chosen": f" beta {n}", "rejected": " gamma"} for n in range(5)]
+    dataset = {**put_rows(bucket, rows), "evaluation": {"fraction": 0.2}}
+    prepared = run_prepare(bucket, endpoint, dataset=dataset, objective={"type": objective})
+    assert (prepared.dataset.format, prepared.dataset.samples, prepared.dataset.evaluation_samples) == (
+        "Preference",
+        4,
+        1,
+    )
+    first = download(bucket, prepared, tmp_path / "dataset")[0]
+    tokenizer = load_tokenizer(basemodel.download(bucket, prepared.base_model, tmp_path / "model"))
+    shown = {name: tokenizer.decode(ids) for name, ids in first.items()}
+    number = shown["prompt_ids"].removeprefix("alpha ")
+    assert shown == {"prompt_ids": f"alpha {number}", "chosen_ids": f" beta {number}</s>", "rejected_ids": " gamma</s>"}
+
+
+def test_judged_answers_become_a_prompt_an_answer_and_a_label(bucket: Store, endpoint: str, tmp_path: Path) -> None:
+    user, good, bad = (
+        {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("assistant", "c"))
+    )
+    rows = [
+        {"prompt": [user], "completion": [good], "label": True},
+        {"prompt": [user], "completion": [bad], "label": False},
+    ]
+    prepared = run_prepare(bucket, endpoint, dataset=put_rows(bucket, rows), objective={"type": "KTO"})
+    assert prepared.dataset.format == "UnpairedPreference"
+    made = download(bucket, prepared, tmp_path / "dataset")
+    tokenizer = load_tokenizer(basemodel.download(bucket, prepared.base_model, tmp_path / "model"))
+    assert [
+        (tokenizer.decode(row["prompt_ids"]), tokenizer.decode(row["completion_ids"]), row["label"]) for row in made
+    ] == [
+        ("[user] a</s>[assistant] ", "b</s>", True),
+        ("[user] a</s>[assistant] ", "c</s>", False),
+    ]

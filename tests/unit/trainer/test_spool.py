@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune_trainer.spool import Spool, content_hash, held_out
-from finetune_trainer.tokenise import IGNORE, Tokens
+from finetune_trainer.tokenizer import IGNORE, Tokens
 
 
 def test_sequences_come_back_in_any_order(tmp_path: Path) -> None:
@@ -14,7 +14,7 @@ def test_sequences_come_back_in_any_order(tmp_path: Path) -> None:
     made[2].labels[2:] = made[2].input_ids[2:]
     with Spool(tmp_path) as spool:
         for number, tokens in enumerate(made):
-            spool.add(tokens, number)
+            spool.add([tokens], number)
     assert spool.lengths.tolist() == [3, 1, 4]
     assert spool.learned.tolist() == [0, 0, 2]
     ids, labels = spool.reader().gather([2, 0])

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from finetune_trainer import tokenise
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.formats import Conversation, Pair, Sample, Text
-from finetune_trainer.tokenise import IGNORE, ModelTokenizer, Tokens
+from finetune_trainer.tokenizer import IGNORE, ModelTokenizer, Tokens, load_tokenizer
 
 from . import templates
 
@@ -65,7 +64,7 @@ def load(
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps(settings | ({"chat_template": template} if template else {}))
     )
-    return tokenise.load(tmp_path)
+    return load_tokenizer(tmp_path)
 
 
 def encode(tokenizer: ModelTokenizer, sample: Sample, loss_on: str = "Completion") -> Tokens:
@@ -180,5 +179,5 @@ def test_the_newest_place_of_a_template_wins(tmp_path: Path) -> None:
 def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(RunFailure, match="tokenizer.json cannot be read") as caught:
-        tokenise.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert caught.value.reason == "BaseModelNotFound"

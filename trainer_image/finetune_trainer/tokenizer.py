@@ -108,7 +108,7 @@ class ModelTokenizer:
         return str(self.backend.decode([int(token) for token in ids], skip_special_tokens=False))
 
 
-def load(directory: Path) -> ModelTokenizer:
+def load_tokenizer(directory: Path) -> ModelTokenizer:
     """The tokenizer of a model's folder."""
     backend = _backend(directory)
     backend.no_truncation()
