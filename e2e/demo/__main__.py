@@ -91,6 +91,9 @@ def serve(kubectl: Kubectl) -> None:
 
 def watch_until(kubectl: Kubectl, kind: str, wanted: str, limit: float) -> None:
     """Show `kubectl get KIND --watch` until the condition `wanted` is True; refuse with an explanation otherwise."""
+    if is_true(kubectl.find(kind, NAME, "-n", DEMO_NAMESPACE), wanted):
+        say(kubectl.run("get", kind, NAME, "-n", DEMO_NAMESPACE).rstrip())
+        return
     table = kubectl.popen("get", kind, NAME, "-n", DEMO_NAMESPACE, "--watch", stderr=subprocess.DEVNULL)
 
     def decided(objects: dict[str, Object]) -> bool | None:
