@@ -1,6 +1,7 @@
 """FineTunes on a real API server with the operator as a process; the tests play Job controller and kubelet."""
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from .apiserver import ApiError, ApiServer, Client, Object
 from .operator_process import Operator, install_rights, service_account_kubeconfig, until
 
 DIGEST = "sha256:" + "ab" * 32
-RUN = "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,8 @@ class Run:
 
     def __init__(self, kube: Client, namespace: str, name: str = "bot", **spec: Any) -> None:
         self.kube, self.namespace, self.name = kube, namespace, name
+        # Its own in every test: objects with the same run wait for each other.
+        self.run_id = uuid.uuid4().hex[:16]
         self.created = kube.create(
             {
                 "apiVersion": "finetune.dev/v1alpha1",
@@ -88,9 +90,10 @@ class Run:
         items = self.kube.get(f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events")["items"]
         return [event["reason"] for event in items if event["regarding"]["name"] == self.name]
 
-    def prepare(self, run_id: str = RUN, **changes: Any) -> Object:
-        """The prepare Job runs and succeeds; returns it."""
-        job = self.job("prepare")
+    def prepare(self, run_id: str | None = None, job: Object | None = None, **changes: Any) -> Object:
+        """The prepare Job (the first, unless given) runs and succeeds; returns it."""
+        run_id = run_id or self.run_id
+        job = job or self.job("prepare")
         pod = kubelet.start_pod(self.kube, job)
         prepared = {
             "runId": run_id,
@@ -115,7 +118,8 @@ class Run:
         job = self.job("train", attempt)
         return job, kubelet.start_pod(self.kube, job)
 
-    def finish_training(self, job: Object, pod: Object, run_id: str = RUN, digest: str = DIGEST) -> None:
+    def finish_training(self, job: Object, pod: Object, run_id: str | None = None, digest: str = DIGEST) -> None:
+        run_id = run_id or self.run_id
         adapter = {
             "uri": f"s3://finetune/adapters/{digest[7:]}",
             "digest": digest,
@@ -152,7 +156,8 @@ def test_a_finetune_is_prepared_trained_and_succeeds(kube: Client, namespace: st
     status = run.reaches("Succeeded", "Trained")
     assert status["adapter"]["digest"] == DIGEST
     assert conditions(status) | {"DatasetValid": "True", "Complete": "True", "Failed": "False"} == conditions(status)
-    assert {"Preparing", "Prepared", "TrainingStarted", "Succeeded"} <= set(run.events())
+    # Events follow the status.
+    until(lambda: {"Preparing", "Prepared", "TrainingStarted", "Succeeded"} <= set(run.events()), "the Events")
 
 
 def test_the_object_of_the_user_is_left_as_it_is_but_for_its_status(
@@ -183,7 +188,7 @@ def test_the_same_inputs_again_reuse_the_adapter_without_a_train_job(
     kube: Client, namespace: str, operator: Operator
 ) -> None:
     run = Run(kube, namespace)
-    adapter = {"uri": "s3://finetune/adapters/ab", "digest": DIGEST, "runId": RUN, "gatePassed": True}
+    adapter = {"uri": "s3://finetune/adapters/ab", "digest": DIGEST, "runId": run.run_id, "gatePassed": True}
     run.prepare(reused={"adapter": adapter})
     run.reaches("Succeeded", "ReusedExisting")
     assert not run.jobs("train")
@@ -359,3 +364,19 @@ def test_the_operator_may_not_read_secrets(kube: Client, operator_kubeconfig: Pa
     with pytest.raises(ApiError) as refused:
         as_operator.get("/api/v1/namespaces/finetune-system/secrets/finetune-storage")
     assert refused.value.status == 403
+
+
+def test_two_objects_that_ask_for_the_same_run_use_one_gpu(kube: Client, namespace: str, operator: Operator) -> None:
+    first, second = Run(kube, namespace, "first"), Run(kube, namespace, "second")
+    first.prepare(run_id="2222222222222222")
+    job, pod = first.train()
+    second.prepare(run_id="2222222222222222")
+    status = second.reaches("Queued", "SameRunElsewhere")
+    assert f"{namespace}/first trains the same run" in status["message"]
+    assert not second.jobs("train")
+    first.finish_training(job, pod, run_id="2222222222222222")
+    again = second.job("prepare", attempt=2)
+    adapter = {"uri": "s3://finetune/adapters/ab", "digest": DIGEST, "runId": "2222222222222222", "gatePassed": True}
+    second.prepare(run_id="2222222222222222", job=again, reused={"adapter": adapter})
+    second.reaches("Succeeded", "ReusedExisting")
+    assert not second.jobs("train")

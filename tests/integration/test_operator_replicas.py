@@ -37,7 +37,7 @@ def test_a_run_goes_on_when_the_operator_is_restarted_in_the_middle(
         began = time.monotonic()
         second.wait_until_leading()
         assert time.monotonic() - began < 14, "a released lease is taken over at once"
-        assert run.reaches("Succeeded")["adapter"]["runId"] == "0123456789abcdef"
+        assert run.reaches("Succeeded")["adapter"]["runId"] == run.run_id
         assert len(run.jobs("train")) == 1
     finally:
         second.terminate()

@@ -100,16 +100,22 @@ def ended(job: Object) -> bool:
 
 def still_running(pods: Iterable[Object], now: dt.datetime) -> list[Object]:
     """Pods that may still hold a GPU or write a checkpoint; one whose time to end is long over counts as gone."""
-    return [p for p in pods if _phase(p) in ("Pending", "Running", "Unknown") and not _overdue(p, now)]
+    return [p for p in pods if holds(p) and (seconds_until_overdue(p, now) or 1) > 0]
+
+
+def holds(pod: Object) -> bool:
+    """Nobody has said yet that the pod has ended."""
+    return _phase(pod) in ("Pending", "Running", "Unknown")
 
 
 # A pod on a lost node is never confirmed as ended. Its successor waits this long beyond the grace period.
-OVERDUE_SECONDS = 60
+OVERDUE_SECONDS = 60.0
 
 
-def _overdue(pod: Object, now: dt.datetime) -> bool:
+def seconds_until_overdue(pod: Object, now: dt.datetime) -> float | None:
+    """Until a pod that was told to end must have ended, grace period included; None for other pods."""
     ends = pod["metadata"].get("deletionTimestamp")
-    return bool(ends) and (now - times.parse(ends)).total_seconds() > OVERDUE_SECONDS
+    return OVERDUE_SECONDS - (now - times.parse(ends)).total_seconds() if ends else None
 
 
 def _state(job: Object, pods: Sequence[Object], result: Result | None) -> tuple[State, str, str]:

@@ -14,13 +14,15 @@ from finetune_operator import labels, times
 from finetune_operator.api.common import seconds
 from finetune_operator.api.finetunestatus import FineTuneStatus, ProgressStatus, RunStatus
 from finetune_operator.event import Event
-from finetune_operator.finetune import attempts, limits, observe, retry, status
+from finetune_operator.finetune import attempts, giveup, limits, observe, retry, status
 from finetune_operator.finetune.view import View
 from finetune_operator.reasons import of_failure, with_hint
 
 Object = dict[str, Any]
 
 DEFAULT_TTL = "1h"
+SAME_RUN = "SameRunElsewhere"
+TWIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,9 @@ def take_up_failure(view: View) -> Plan | None:
 
 def follow(view: View) -> Plan | None:
     """The attempt waits or runs: show how far it is."""
-    return Plan(status.underway(view), again=limits.seconds_left(view))
+    lost = giveup.seconds_until_lost(view.current, view.now) if view.current else None
+    moments = [s for s in (limits.seconds_left(view), lost) if s is not None]
+    return Plan(status.underway(view), again=min(moments, default=None))
 
 
 RULES: tuple[Callable[[View], Plan | None], ...] = (
@@ -225,6 +229,14 @@ def _begin(view: View, base: FineTuneStatus, number: int) -> Plan:
         message = f"waits until pod {view.holding[0]} of the attempt before has saved its checkpoint and ended"
         waiting = _updated(base, phase="Queued", reason="WaitingForPod", message=message)
         return Plan(waiting, again=5.0)
+    if run.id and view.twin:
+        message = f"{view.twin} trains the same run; its adapter is taken over when it is done"
+        return Plan(_updated(base, phase="Queued", reason=SAME_RUN, message=message), again=TWIN_SECONDS)
+    if run.id and view.status.reason == SAME_RUN:
+        # The other one has ended: what it left in the bucket is found by preparing again.
+        base = _updated(base, run=run.model_copy(update={"id": ""}))
+        number = 1 + max((int(job["metadata"]["labels"][labels.ATTEMPT]) for job in view.jobs), default=0)
+        run = base.run or RunStatus()
     created, run = attempts.begin(view, base, number)
     name = created["metadata"]["name"]
     if run.id:

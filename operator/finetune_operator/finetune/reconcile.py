@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -10,10 +11,10 @@ from finetune_operator import labels, logs, metrics
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.context import Context
 from finetune_operator.event import Event
-from finetune_operator.finetune import explain
-from finetune_operator.finetune.plan import Plan, plan
+from finetune_operator.finetune import explain, twins
+from finetune_operator.finetune.plan import SAME_RUN, Plan, plan
 from finetune_operator.finetune.status import to_json
-from finetune_operator.finetune.view import view
+from finetune_operator.finetune.view import View, view
 from finetune_operator.kube import FINETUNES, JOBS, PODS, ApiError, Object
 from finetune_operator.queue import Key
 
@@ -44,10 +45,22 @@ async def reconcile(context: Context, key: Key) -> float | None:
     seen = view(parent, jobs, pods, context.reports.of(key), explanations, context.settings, context.now())
     if parent.status.run is not None:
         logs.about_run(parent.status.run.id or parent.status.run.inputs)
-    decided = plan(seen)
+    decided = await _unless_trained_elsewhere(context, key, seen, plan(seen))
     again = await _act(context, raw, decided, changed=decided.status != parent.status)
     metrics.phases.set(*key, decided.status.phase)
     return min((s for s in (again, explain.again(jobs, pods, context.now())) if s is not None), default=None)
+
+
+async def _unless_trained_elsewhere(context: Context, key: Key, seen: View, decided: Plan) -> Plan:
+    """Before a train Job is created, or while another FineTune's is waited for: the plan that minds the other one."""
+    if decided.create is None:
+        return decided
+    stage, run = decided.create["metadata"]["labels"][labels.STAGE], decided.status.run
+    if stage != "train" and seen.status.reason != SAME_RUN:
+        return decided
+    run_id = run.id if run is not None and run.id else seen.run.id
+    twin = await twins.claim(context, key, run_id, seen.parent.spec.output.s3.uri)
+    return plan(replace(seen, twin=str(twin))) if twin else decided
 
 
 async def _children(context: Context, key: Key) -> tuple[list[Object], list[Object]]:

@@ -30,7 +30,7 @@ class Decision:
 def decide(view: View, attempt: Attempt) -> Decision:
     """What follows a failed attempt, by the retry policy of its reason."""
     policy, run = of_failure(attempt.reason), view.run
-    # An attempt that was given up has waited long enough, and its Job does not outlive this plan.
+    # An attempt that was given up has waited long enough.
     failed_at = attempt.waits_since if attempt.given_up else attempt.finished_at or view.now
     waited = (view.now - failed_at).total_seconds()
     if policy.retry == "free":

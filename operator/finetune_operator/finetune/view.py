@@ -10,16 +10,13 @@ from typing import Any
 from finetune_operator import labels, times
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import FineTuneStatus, RunStatus
-from finetune_operator.finetune import observe
+from finetune_operator.finetune import giveup, observe
 from finetune_operator.finetune.observe import Attempt
 from finetune_operator.report import Report
 from finetune_operator.settings import Settings
 from finetune_trainer.runspec import Stage, inputs_hash
 
 Object = dict[str, Any]
-
-# An image that cannot be pulled keeps a node's GPU for nothing: after this long the attempt counts as failed.
-PULL_SECONDS = 15 * 60
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,7 @@ class View:
     holding: tuple[str, ...]  # pods of earlier attempts that have not ended
     settings: Settings
     now: dt.datetime
+    twin: str = ""  # another FineTune that trains this very run
 
     @property
     def status(self) -> FineTuneStatus:
@@ -67,10 +65,8 @@ def view(
     job = next((j for j in own if run is not None and j["metadata"]["name"] == run.job_name), None)
     current = None
     if run is not None and job is not None:
-        current = _explain(observe.attempt(job, pods, reports), job, explanations, now)
-        if current.reason == "ImagePullFailed" and not run.id and run.trainer_image != settings.images.trainer:
-            # The chart names another image by now, and nothing was made with the old one yet.
-            current = replace(current, state="Failed", given_up=True)
+        current = _explained(observe.attempt(job, pods, reports), job, explanations)
+        current = giveup.judged(current, run, settings.images.trainer, now)
     current_pods = {pod["metadata"]["uid"] for pod in current.pods} if current else set()
     return View(
         parent=parent,
@@ -89,16 +85,12 @@ def view(
     )
 
 
-def _explain(attempt: Attempt, job: Object, explanations: Mapping[str, tuple[str, str]], now: dt.datetime) -> Attempt:
-    if attempt.state != "Waiting":
-        return attempt
+def _explained(attempt: Attempt, job: Object, explanations: Mapping[str, tuple[str, str]]) -> Attempt:
     uid = attempt.pods[-1]["metadata"]["uid"] if attempt.pods else job["metadata"]["uid"]
-    if uid in explanations:
-        reason, message = explanations[uid]
-        attempt = replace(attempt, reason=reason, message=message)
-    if attempt.reason == "ImagePullFailed" and (now - attempt.waits_since).total_seconds() > PULL_SECONDS:
-        return replace(attempt, state="Failed", given_up=True)
-    return attempt
+    if attempt.state != "Waiting" or uid not in explanations:
+        return attempt
+    reason, message = explanations[uid]
+    return replace(attempt, reason=reason, message=message)
 
 
 def _owned_by(job: Object, uid: str) -> bool:

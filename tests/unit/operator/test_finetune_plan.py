@@ -1,12 +1,14 @@
 """Every decision about a FineTune, one sentence each."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import EstimateStatus, EvaluationStatus, GateStatus
-from finetune_operator.finetune.plan import Plan
+from finetune_operator.finetune.plan import Plan, plan
+from finetune_operator.finetune.view import view
 from finetune_operator.settings import Settings
 from tests.unit.operator.wrappers import (
     NOW,
@@ -605,3 +607,32 @@ def test_a_prepared_run_keeps_its_trainer_image_over_an_upgrade() -> None:
     newer = SETTINGS.model_copy(update={"images": SETTINGS.images.model_copy(update={"trainer": "trainer:2"})})
     made = seen(parent, [prepare, ended(train)], [terminated(train, 137)], settings=newer, now=later(11))
     assert run_spec(made.create)["trainerImage"] == "registry.example/trainer:1"
+
+
+def test_a_pod_on_a_node_that_fell_silent_is_replaced_once_its_grace_period_is_long_over() -> None:
+    parent, prepare, train = in_training()
+    leaving = running(train)
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-22T12:02:00Z"
+    patient = seen(parent, [prepare, train], [leaving], now=later(150))
+    assert patient.create is None and patient.again == pytest.approx(30)
+    made = seen(parent, [prepare, train], [leaving], now=later(181))
+    assert made.delete == (train,) and made.failure == "NodeLost"
+    assert made.create is not None and made.create["metadata"]["name"].endswith("-2")
+    assert made.status.run is not None and made.status.run.infrastructure_retries == 0
+
+
+def test_a_run_that_another_object_trains_is_waited_for_and_then_taken_over() -> None:
+    parent, prepare = in_preparation()
+    pods = [terminated(prepare, result=prepared(prepare))]
+    held = plan(replace(view(parent, [prepare], pods, {}, {}, SETTINGS, NOW), twin="FineTune demo/other"))
+    assert held.create is None
+    assert (held.status.phase, held.status.reason) == ("Queued", "SameRunElsewhere")
+    assert "FineTune demo/other trains the same run" in held.status.message
+    still = with_status(parent, held)
+    again = plan(replace(view(still, [prepare], [], {}, {}, SETTINGS, NOW), twin="FineTune demo/other"))
+    assert again.create is None and again.status == still.status
+    freed = seen(still, [ended(prepare, "Complete")])
+    assert freed.create is not None and freed.create["metadata"]["name"] == f"{prepare['metadata']['name']}-2"
+    second = stored(freed.create)
+    made = seen(with_status(still, freed), [second], [terminated(second, result=prepared(second, reused=reused()))])
+    assert (made.status.phase, made.status.reason) == ("Succeeded", "ReusedExisting")

@@ -10,7 +10,6 @@ from finetune_operator.kube import Kube
 from finetune_operator.leader import Lease, NotLeading, lead
 from tests.unit.operator.memory_kube import MemoryKube
 
-
 REAL = (leader.LEASE_SECONDS, leader.FENCE_SECONDS, leader.WATCH_SECONDS)
 
 
