@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from e2e.cluster import images, shell
 from e2e.cluster.layout import DEMO_NAMESPACE, HERE, RELEASE, REPO, STATE, SYSTEM_NAMESPACE
@@ -16,24 +17,58 @@ from e2e.cluster.target import Target
 Manifest = dict[str, Any]
 
 CREDENTIALS_SECRET = "finetune-storage"
+NAMESPACES = (SYSTEM_NAMESPACE, DEMO_NAMESPACE)
+CHART = REPO / "charts" / "finetune-operator"
+VALUES = HERE / "values.yaml"
 IMAGE_VALUES = STATE / "image-values.json"
 ROLLOUT = 180
 
 
-def deploy(cluster: Target) -> None:
+def deploy(cluster: Target) -> bool:
+    """Install or upgrade the release; False when it is there, runs, and was made from these very files."""
+    image_values = write_image_values(cluster)
+    fingerprint = _fingerprint()
+    if _is_deployed(cluster, fingerprint):
+        return False
     with step("namespaces and storage credentials"):
         credentials = _existing_credentials(cluster) or _new_credentials()
-        namespaces = (SYSTEM_NAMESPACE, DEMO_NAMESPACE)
-        _apply(cluster, [*map(_namespace, namespaces), *(_secret(namespace, credentials) for namespace in namespaces)])
+        holders = [_secret(namespace, credentials) for namespace in NAMESPACES]
+        _apply(cluster, [*map(_namespace, NAMESPACES), *holders])
     log = STATE / "log" / "helm.log"
     with step(f"chart {RELEASE} into {SYSTEM_NAMESPACE}", log):
-        chart = REPO / "charts" / "finetune-operator"
-        values: list[str | Path] = ["--values", HERE / "values.yaml", "--values", write_image_values(cluster)]
-        install = cluster.helm("upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM_NAMESPACE)
-        shell.logged([*install, *values, "--history-max", "3"], log)
+        install = cluster.helm("upgrade", "--install", RELEASE, str(CHART), "--namespace", SYSTEM_NAMESPACE)
+        values: list[str | Path] = ["--values", VALUES, "--values", image_values]
+        shell.logged([*install, *values, "--history-max", "3", "--description", fingerprint], log)
     for deployment in _deployments(cluster):
-        with step(f"rollout of {deployment}"):
-            _wait_for(cluster, deployment)
+        name = deployment["metadata"]["name"]
+        with step(f"rollout of {name}"):
+            _wait_for(cluster, f"deployment/{name}")
+    return True
+
+
+def _fingerprint() -> str:
+    """Hash of the chart and its values, kept as the release's description."""
+    files = sorted(file for file in CHART.rglob("*") if file.is_file())
+    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (*files, VALUES, IMAGE_VALUES)]
+    return "made from " + hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
+
+
+def _is_deployed(cluster: Target, fingerprint: str) -> bool:
+    status = shell.output(*cluster.helm("status", RELEASE, "-n", SYSTEM_NAMESPACE, "-o", "json"), check=False)
+    info = json.loads(status)["info"] if status.strip() else {}
+    if (info.get("status"), info.get("description")) != ("deployed", fingerprint):
+        return False
+    holders = cluster.kubectl("get", "secrets", "-A", "--field-selector", f"metadata.name={CREDENTIALS_SECRET}")
+    found = shell.output(*holders, "-o", "jsonpath={.items[*].metadata.namespace}").split()
+    deployments = _deployments(cluster)
+    return set(NAMESPACES) <= set(found) and bool(deployments) and all(map(_is_rolled_out, deployments))
+
+
+def _is_rolled_out(deployment: Manifest) -> bool:
+    wanted, status = deployment["spec"]["replicas"], deployment["status"]
+    seen = status.get("observedGeneration") == deployment["metadata"]["generation"]
+    counts = (status.get("replicas"), status.get("updatedReplicas"), status.get("availableReplicas"))
+    return seen and counts == (wanted, wanted, wanted)
 
 
 def _wait_for(cluster: Target, deployment: str) -> None:
@@ -69,11 +104,9 @@ def write_image_values(cluster: Target) -> Path:
     return IMAGE_VALUES
 
 
-def _deployments(cluster: Target) -> list[str]:
-    selector = f"app.kubernetes.io/instance={RELEASE}"
-    return shell.output(
-        *cluster.kubectl("-n", SYSTEM_NAMESPACE, "get", "deployments", "-l", selector, "-o", "name")
-    ).split()
+def _deployments(cluster: Target) -> list[Manifest]:
+    get = cluster.kubectl("-n", SYSTEM_NAMESPACE, "get", "deployments", "-l", f"app.kubernetes.io/instance={RELEASE}")
+    return cast(list[Manifest], json.loads(shell.output(*get, "-o", "json"))["items"])
 
 
 def _namespace(name: str) -> Manifest:
