@@ -23,24 +23,32 @@ class Failure:
     hint: str = ""
 
 
+# What is mended outside of the object changes nothing in it: this makes a failed run start again.
+TRY_AGAIN = "then set suspend to true and back to false to try again"
+
 FAILURES: dict[str, Failure] = {
     # -- what was asked for cannot be done
     "InvalidDataset": Failure("never", "correct the rows named above, or set dataset.onInvalidRow: Skip"),
-    "DatasetNotFound": Failure("never", "correct dataset.train (or dataset.evaluation), or put the file there"),
-    "BaseModelNotFound": Failure("never", "correct baseModel, or put the model there"),
-    "BaseModelGated": Failure(
-        "never", "accept the model's terms on the hub with the account of the token in baseModel.huggingFace"
+    "DatasetNotFound": Failure(
+        "never", f"correct dataset.train (or dataset.evaluation), or put the file there, {TRY_AGAIN}"
     ),
-    "HubUnauthorized": Failure("never", "check the token in the Secret that tokenSecretRef names"),
-    "StorageUnauthorized": Failure("never", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the storage Secret"),
+    "BaseModelNotFound": Failure("never", f"correct baseModel, or put the model there, {TRY_AGAIN}"),
+    "BaseModelGated": Failure(
+        "never",
+        f"accept the model's terms on the hub with the account of the token in baseModel.huggingFace, {TRY_AGAIN}",
+    ),
+    "HubUnauthorized": Failure("never", f"correct the token in the Secret that tokenSecretRef names, {TRY_AGAIN}"),
+    "StorageUnauthorized": Failure(
+        "never", f"correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the storage Secret, {TRY_AGAIN}"
+    ),
     "UnsupportedCombination": Failure("never", "change one of the named fields"),
     "DoesNotFit": Failure("never", "use one of the changes named above, or a larger GPU and resources.gpuMemory"),
     "NonFiniteLoss": Failure("never", "lower training.learningRate, or set training.precision: FP32"),
-    "GPUNotVisible": Failure("never", "check the node's GPU driver and podTemplate.runtimeClassName"),
+    "GPUNotVisible": Failure("never", f"check the node's GPU driver and podTemplate.runtimeClassName, {TRY_AGAIN}"),
     "WorldSizeMismatch": Failure("infrastructure", "check resources.gpus and resources.nodes against the nodes"),
     # -- memory
     "CUDAOutOfMemory": Failure("outOfMemory", "lower training.maxLength or method.lora.rank, or use a larger GPU"),
-    "OutOfMemory": Failure("outOfMemory", "raise resources.memory"),
+    "OutOfMemory": Failure("outOfMemory", f"raise resources.memory, {TRY_AGAIN}"),
     # -- the world around the run
     "StorageUnavailable": Failure("infrastructure", "check that the object store is up and its endpoint is right"),
     "UploadFailed": Failure("infrastructure", "check the object store's free space and its log"),
