@@ -96,6 +96,7 @@ class Agent:
         self.store = store
         self.known = Known(max_loaded=settings.max_loaded)
         self.base = read_base(settings.state / "base.json")
+        self.base_digest = ""
         self.message = "starting"
         self.prepared = asyncio.Event()
         self.reporter = Reporter(settings.report_url, settings.report_token, settings.report_ca)
@@ -160,10 +161,10 @@ class Agent:
             base = self.known.desired.base_model
             self._say(f"fetching the base model from {base.uri}")
             try:
-                path = await asyncio.to_thread(artifact.fetch_base, self.store, base, self.settings.models)
-                self.base = base
+                found = await asyncio.to_thread(artifact.fetch_base, self.store, base, self.settings.models)
+                self.base, self.base_digest = base, found.digest
                 replace_file(self.settings.state / "base.json", base.model_dump_json())
-                return path
+                return found.path
             except RunFailure as failure:
                 self._say(f"base model: {failure.message}")
                 log.error("%s; trying again in %.0f s", self.message, BASE_RETRY_SECONDS)
@@ -231,9 +232,8 @@ class Agent:
                 self._discard_files()
 
     async def _fetch_adapter(self, adapter: DesiredAdapter) -> Fetched:
-        assert self.known.desired is not None
-        base, adapters = self.known.desired.base_model.digest, self.settings.models / "adapters"
-        return await asyncio.to_thread(artifact.fetch_adapter, self.store, adapter, base, adapters)
+        adapters = self.settings.models / "adapters"
+        return await asyncio.to_thread(artifact.fetch_adapter, self.store, adapter, self.base_digest, adapters)
 
     def _take_fetched(self, adapter: DesiredAdapter, fetching: asyncio.Task[Fetched]) -> None:
         self.known.fetching = ""

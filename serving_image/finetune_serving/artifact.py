@@ -45,8 +45,8 @@ class Fetched:
     prompts: tuple[str, ...] = ()
 
 
-def fetch_base(store: Store, base: DesiredBase, models: Path) -> Path:
-    """The base model's folder, verified."""
+def fetch_base(store: Store, base: DesiredBase, models: Path) -> servedbase.ServedBase:
+    """The base model's folder, verified, and its digest even if nobody knew it."""
     return servedbase.fetch(store, base.uri, base.digest, models / "base")
 
 

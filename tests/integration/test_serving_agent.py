@@ -324,6 +324,32 @@ async def test_a_set_for_another_base_model_is_left_to_other_pods(pod: Pod) -> N
         assert agent.known.desired.sequence == 1
 
 
+async def test_a_base_model_without_a_known_digest_is_checked_against_the_adapters(pod: Pod) -> None:
+    pod.adapter("a")
+    pod.adapter("foreign", base="sha256:" + "2" * 64)
+    for name in pod.store.list("models/base"):
+        if name.key.endswith("manifest.json"):
+            pod.store.delete(name.key)
+    known, pod.base = pod.base, ""
+    pod.want("a", "foreign*0")
+    async with pod.running() as agent:
+        await until(pod.ready)
+        assert agent.base_digest == known
+        assert state(agent, 1) == ("Failed", "BaseModelMismatch")
+
+
+async def test_half_a_base_model_is_waited_for(pod: Pod) -> None:
+    pod.adapter("a")
+    pod.store.delete("models/base/manifest.json")
+    pod.store.delete("models/base/tokenizer.json")
+    pod.base = ""
+    pod.want("a")
+    async with pod.running() as agent:
+        await until(lambda: "has no tokenizer" in agent.message)
+        pod.store.put_bytes("models/base/tokenizer.json", b"{}")
+        await until(pod.ready)
+
+
 async def test_a_store_that_is_away_is_waited_for_visibly(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, endpoint: str, caplog: pytest.LogCaptureFixture
 ) -> None:

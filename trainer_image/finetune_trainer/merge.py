@@ -117,7 +117,7 @@ def merge(spec: MergeSpec, output: Path) -> MergeResult:
     manifest = store.at(spec.adapter_uri).download_tree("", adapter, spec.adapter_digest)
     refuse_foreign(spec, manifest)
     trained_on = (manifest.get("baseModel") or {}).get("digest", "")
-    base = servedbase.fetch(store, spec.base_uri, spec.base_digest or trained_on, work / "base")
+    base = servedbase.fetch(store, spec.base_uri, spec.base_digest or trained_on, work / "base").path
     result = combine(spec, base, adapter, manifest, output)
     shutil.rmtree(work)
     return result
