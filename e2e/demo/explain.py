@@ -52,6 +52,8 @@ def _pod(kubectl: Kubectl, pod: Object, log_lines: int) -> list[str]:
     for container in containers:
         state, detail = next(iter((container.get("state") or {"unknown": {}}).items()))
         said = " ".join(str(detail[key]) for key in ("reason", "exitCode", "message") if key in detail)
+        # A container that left no message shows the end of its log there, which comes below anyway.
+        said = said if len(said.splitlines()) == 1 else said.split("\n")[0]
         lines.append(
             f"    container {container['name']}: {state} {said} (restarts: {container.get('restartCount', 0)})"
         )
