@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from e2e.cluster import deploy, down, images, preflight, programs, up
-from e2e.cluster.layout import KUBECONFIG, LOCK, MACHINE
+from e2e.cluster.layout import KUBECONFIG, MACHINE
 from e2e.cluster.progress import Refused, say
 from e2e.cluster.target import Target, check_reachable, require_registry, target
 
@@ -68,21 +67,21 @@ def _run(command: str, cluster: Target) -> None:
         if not cluster.embedded:
             say(f"chart values with these images: {deploy.write_image_values(cluster)}")
     if command == "deploy":
-        deploy.deploy(cluster)
-        say(f"deployed ({time.monotonic() - started:.1f}s)")
+        with _only_one("deploy") if cluster.embedded else nullcontext():
+            if deploy.deploy(cluster):
+                say(f"deployed ({time.monotonic() - started:.1f}s)")
 
 
 @contextmanager
-def _only_one() -> Iterator[None]:
-    """One command at a time changes the machine's cluster; a killed one lets go by itself."""
-    if os.geteuid() != 0:
-        preflight.require_root()
+def _only_one(what: str = "cluster") -> Iterator[None]:
+    """One such command at a time on this machine; a killed one lets go by itself."""
+    preflight.require_root()
     MACHINE.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as lock:
+    with (MACHINE / f"{what}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("  waiting for another cluster command on this machine ...")
+            say(f"  waiting for another {what} command on this machine ...")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -25,7 +25,6 @@ CONTAINERD_ROOT = CACHE / "containerd"
 # There is one embedded cluster per machine: the namespace's name is its lock, OWNER says which clone holds it.
 MACHINE = Path("/run/finetune-operator")
 OWNER = MACHINE / "owner"
-LOCK = MACHINE / "lock"
 
 NETNS = "finetune"
 NETNS_PATH = Path("/run/netns") / NETNS
