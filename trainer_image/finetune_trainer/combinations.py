@@ -3,7 +3,8 @@
 prepare refuses with it before a GPU is asked for. Each rule is something that PEFT or bitsandbytes cannot do, or does wrong.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from finetune_operator.api.finetune import FineTuneSpec
@@ -27,6 +28,11 @@ def quantization_type(spec: FineTuneSpec) -> str:
 def virtual_tokens(spec: FineTuneSpec) -> bool:
     """Whether the method learns tokens that stand before each sample, rather than changing layers."""
     return spec.method.type in VIRTUAL_TOKEN_METHODS
+
+
+def is_pattern(targets: Sequence[str]) -> bool:
+    """Whether targetModules is one regular expression, rather than names or all-linear."""
+    return len(targets) == 1 and re.fullmatch(r"[\w.-]+", targets[0]) is None
 
 
 def _initialization(spec: FineTuneSpec) -> str:
@@ -73,6 +79,14 @@ RULES: tuple[Rule, ...] = (
         ),
         "method.lora.bias: a trained bias stays in the base model when the adapter is switched off, so betterThanBase would "
         "compare with a changed base; use bias None, or a gate with max or min",
+    ),
+    Rule(
+        lambda s: (
+            bool(s.method.type in LORA_METHODS and s.method.lora.layers_to_transform)
+            and is_pattern(s.method.lora.target_modules)
+        ),
+        "method.lora.layersToTransform: not together with a regular expression in targetModules; write the layers into the "
+        "expression, or give names",
     ),
     Rule(
         lambda s: virtual_tokens(s) and s.objective.type not in ("SFT",),

@@ -45,7 +45,7 @@ def initialize(
     from peft import get_peft_model
 
     torch.manual_seed(spec.training.seed)  # the same start in every process and attempt
-    config: Any = peft_config(spec, steps)
+    config: Any = peft_config(spec, steps, model)
     rebased, start = (
         is_rebased(spec),
         spec.method.lora.initialization if spec.method.type in LORA_METHODS else "Default",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune_operator.api.finetune import FineTuneSpec
+from finetune_trainer.combinations import is_pattern
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -26,9 +27,18 @@ REBASED = frozenset({"PiSSA", "OLoRA"})  # these take the adapter's start out of
 def targets(names: tuple[str, ...] | list[str]) -> list[str] | str:
     """`targetModules` as PEFT reads them: the word all-linear, one regular expression, or exact names."""
     names = list(names)
-    if len(names) == 1 and (names[0] == "all-linear" or not names[0].replace("_", "").replace(".", "").isalnum()):
-        return names[0]
-    return sorted(names)
+    return names[0] if names == ["all-linear"] or is_pattern(names) else sorted(names)
+
+
+def linear_names(model: torch.nn.Module) -> list[str]:
+    """What all-linear comes to in this model: the names of its linear layers, output head left out."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if module is not head and (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
+    }
+    return sorted(found)
 
 
 def lora(spec: FineTuneSpec, steps: int, task: str) -> "PeftConfig":
@@ -131,9 +141,14 @@ BUILDERS: dict[str, Callable[[FineTuneSpec, int, str], "PeftConfig"]] = {
 }
 
 
-def peft_config(spec: FineTuneSpec, steps: int) -> "PeftConfig":
-    """The PEFT configuration of `method`, for a run of `steps` steps."""
+def peft_config(spec: FineTuneSpec, steps: int, model: torch.nn.Module) -> "PeftConfig":
+    """The PEFT configuration of `method` for a model, and a run of `steps` steps."""
     task = "SEQ_CLS" if spec.objective.type == "Reward" else "CAUSAL_LM"
+    shared = spec.method.lora
+    if shared.layers_to_transform and list(shared.target_modules) == ["all-linear"]:
+        # PEFT takes layersToTransform with names only
+        named = shared.model_copy(update={"target_modules": linear_names(model)})
+        spec = spec.model_copy(update={"method": spec.method.model_copy(update={"lora": named})})
     return BUILDERS[spec.method.type](spec, steps, task)
 
 

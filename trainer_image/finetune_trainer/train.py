@@ -43,7 +43,7 @@ def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     import torch
 
-    from finetune_trainer import adapter
+    from finetune_trainer import adapter, startup
     from finetune_trainer.checkpoint import Checkpoints
     from finetune_trainer.data import Rows, batches, decoded_prompts
     from finetune_trainer.device import find_device, find_precision, use_gradient_checkpointing
@@ -57,6 +57,7 @@ def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
     from finetune_trainer.progress import Progress, peak_memory
     from finetune_trainer.quantization import load_base_model
 
+    startup.import_libraries()
     log.info("start: imports took %.1f s", time.monotonic() - started)
     try:
         device = find_device(spec.resources.gpus, run.pretend_gpu)
