@@ -45,6 +45,11 @@ class ApiError(Exception):
         return self.status == 409 and self.reason != "AlreadyExists"
 
     @property
+    def namespace_ending(self) -> bool:
+        """The namespace is being deleted: nothing new can be in it, and everything in it goes."""
+        return self.status == 403 and "because it is being terminated" in self.message
+
+    @property
     def refused(self) -> bool:
         """The request itself is at fault (invalid, forbidden by quota or policy); sending it again changes nothing."""
         return self.status in (400, 403, 413, 422)

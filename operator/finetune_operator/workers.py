@@ -61,6 +61,9 @@ class Workers:
             if error.conflict:
                 queue.add_after(key, CONFLICT_SECONDS)
                 return "conflict"
+            if error.namespace_ending:
+                log.info("namespace %s is being deleted", key.namespace)
+                return "ok"
             log.warning("%s; again in %.1f s", error, queue.add_failed(key))
             return "error"
         except Exception:

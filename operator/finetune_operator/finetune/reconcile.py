@@ -108,7 +108,7 @@ async def _create(context: Context, raw: Object, job: Object) -> bool:
             if any(owner["kind"] == raw["kind"] and owner["name"] == raw["metadata"]["name"] for owner in owners):
                 return False  # of a deleted object of the same name; the garbage collector is at it
             await _say_refused(context, raw, f"Job {meta['name']} exists and is not ours: rename or delete it")
-        elif error.refused:
+        elif error.refused and not error.namespace_ending:
             await _say_refused(context, raw, f"Job {meta['name']} was refused: {error.message}")
         raise
     metrics.jobs_created.labels(meta["labels"][labels.STAGE]).inc()
