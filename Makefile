@@ -63,7 +63,7 @@ integration: $(VENV) cluster-binaries ## Tests against a real API server
 	@$(PYTEST) tests/integration
 
 e2e: deploy $(VENV) ## Tests on the real cluster
-	@$(PYTEST) e2e/cases
+	@$(PYTEST) -s --timeout 900 e2e/cases
 
 bench: deploy $(VENV) ## Time from create to the prepare Job, on the cluster
 	@$(PYTHON) -m bench.reconcile
