@@ -30,7 +30,7 @@ def targets(names: tuple[str, ...] | list[str]) -> list[str] | str:
     return names[0] if names == ["all-linear"] or is_pattern(names) else sorted(names)
 
 
-def linear_names(model: torch.nn.Module) -> list[str]:
+def linear_names(model: Any) -> list[str]:
     """What all-linear comes to in this model: the names of its linear layers, output head left out."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = {
@@ -141,7 +141,7 @@ BUILDERS: dict[str, Callable[[FineTuneSpec, int, str], "PeftConfig"]] = {
 }
 
 
-def peft_config(spec: FineTuneSpec, steps: int, model: torch.nn.Module) -> "PeftConfig":
+def peft_config(spec: FineTuneSpec, steps: int, model: Any) -> "PeftConfig":
     """The PEFT configuration of `method` for a model, and a run of `steps` steps."""
     task = "SEQ_CLS" if spec.objective.type == "Reward" else "CAUSAL_LM"
     shared = spec.method.lora

@@ -106,7 +106,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pissa": {"type": "LoRA", "lora": LORA | {"initialization": "PiSSA"}},
     "pissa with rslora": {"type": "LoRA", "lora": LORA | {"initialization": "PiSSA", "useRslora": True}},
     "olora": {"type": "LoRA", "lora": LORA | {"initialization": "OLoRA"}},
-    "eva": {"type": "LoRA", "lora": LORA | {"initialization": "EVA"}},
+    "eva": {"type": "LoRA", "lora": LORA | {"initialization": "EVA", "targetModules": ["q_proj"]}},
     "loftq": {"type": "QLoRA", "lora": LORA | {"initialization": "LoftQ"}},
     "lora+": {"type": "LoRA", "lora": LORA | {"loraPlusRatio": 16}},
     "patterns": {"type": "LoRA", "lora": LORA | {"rankPattern": {"q_proj": 8}, "alphaPattern": {"q_proj": 4}}},
