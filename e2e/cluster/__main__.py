@@ -62,7 +62,7 @@ def _run(command: str, cluster: Target) -> None:
         say(f"using the cluster {check_reachable(cluster)} of {cluster.kubeconfig}")
     if command in ("images", "deploy"):
         require_registry(cluster)
-        if images.ensure(images.PRODUCT, cluster):
+        if images.ensure(images.PRODUCT if cluster.embedded else images.OWN, cluster):
             say(f"images are ready ({time.monotonic() - started:.1f}s)")
         if not cluster.embedded:
             say(f"chart values with these images: {deploy.write_image_values(cluster)}")

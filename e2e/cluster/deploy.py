@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import secrets
 from pathlib import Path
 from typing import Any, cast
@@ -19,15 +20,14 @@ Manifest = dict[str, Any]
 CREDENTIALS_SECRET = "finetune-storage"
 NAMESPACES = (SYSTEM_NAMESPACE, DEMO_NAMESPACE)
 CHART = REPO / "charts" / "finetune-operator"
-VALUES = HERE / "values.yaml"
 IMAGE_VALUES = STATE / "image-values.json"
 ROLLOUT = 180
 
 
 def deploy(cluster: Target) -> bool:
     """Install or upgrade the release; False when it is there, runs, and was made from these very files."""
-    image_values = write_image_values(cluster)
-    fingerprint = _fingerprint()
+    values = _value_files(cluster)
+    fingerprint = _fingerprint(values)
     if _is_deployed(cluster, fingerprint):
         return False
     with step("namespaces and storage credentials"):
@@ -37,8 +37,8 @@ def deploy(cluster: Target) -> bool:
     log = STATE / "log" / "helm.log"
     with step(f"chart {RELEASE} into {SYSTEM_NAMESPACE}", log):
         install = cluster.helm("upgrade", "--install", RELEASE, str(CHART), "--namespace", SYSTEM_NAMESPACE)
-        values: list[str | Path] = ["--values", VALUES, "--values", image_values]
-        shell.logged([*install, *values, "--history-max", "3", "--description", fingerprint], log)
+        given = [f"--values={file}" for file in values]
+        shell.logged([*install, *given, "--history-max", "3", "--description", fingerprint], log)
     for deployment in _deployments(cluster):
         name = deployment["metadata"]["name"]
         with step(f"rollout of {name}"):
@@ -46,10 +46,17 @@ def deploy(cluster: Target) -> bool:
     return True
 
 
-def _fingerprint() -> str:
+def _value_files(cluster: Target) -> list[Path]:
+    """The chart's values: what the kind of cluster needs, the images, and on a user's cluster the user's last word."""
+    kind = HERE / ("values.yaml" if cluster.embedded else "values-existing.yaml")
+    own = os.environ.get("VALUES") if not cluster.embedded else None
+    return [kind, write_image_values(cluster), *([Path(own)] if own else [])]
+
+
+def _fingerprint(values: list[Path]) -> str:
     """Hash of the chart and its values, kept as the release's description."""
     files = sorted(file for file in CHART.rglob("*") if file.is_file())
-    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (*files, VALUES, IMAGE_VALUES)]
+    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (*files, *values)]
     return "made from " + hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
 
 
@@ -82,25 +89,23 @@ def _wait_for(cluster: Target, deployment: str) -> None:
         raise Refused(f"{failure}\n{pods}{logs}{deployment} did not become available in {ROLLOUT}s") from None
 
 
-def image_values(registry: str) -> dict[str, Any]:
+def image_values(cluster: Target) -> dict[str, Any]:
     """The chart's values that name our images by their content."""
 
-    def full(image: images.Image) -> dict[str, Any]:
-        return {"repository": f"{registry}/{image.name}", "tag": image.tag}
+    def full(image: images.Image) -> dict[str, str]:
+        return {"repository": f"{cluster.pull_from}/{image.name}", "tag": image.tag}
 
-    own = {
-        image.name: {"repository": image.name, "tag": image.tag}
-        for image in (images.OPERATOR, images.TRAINER, images.AGENT)
-    }
-    return {
-        "images": {"registry": registry, **own, "engine": full(images.ENGINE)},
-        "minio": {"image": full(images.MINIO)},
-    }
+    own = {image.name: {"repository": image.name, "tag": image.tag} for image in images.OWN}
+    values: dict[str, Any] = {"images": {"registry": cluster.pull_from, **own}}
+    if cluster.embedded:  # elsewhere the official images of vLLM and MinIO can be pulled, and there are GPUs
+        values["images"]["engine"] = full(images.ENGINE)
+        values["minio"] = {"image": full(images.MINIO)}
+    return values
 
 
 def write_image_values(cluster: Target) -> Path:
     IMAGE_VALUES.parent.mkdir(exist_ok=True)
-    IMAGE_VALUES.write_text(json.dumps(image_values(cluster.pull_from), indent=1))
+    IMAGE_VALUES.write_text(json.dumps(image_values(cluster), indent=1))
     return IMAGE_VALUES
 
 

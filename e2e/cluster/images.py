@@ -105,7 +105,8 @@ AGENT = Image("agent", "serving_image/Dockerfile", ON_BASE)
 ENGINE = Image("engine", "serving_image/Dockerfile.engine", ("TORCH_IMAGE", "torch"))
 
 SYSTEM = (PAUSE, COREDNS)  # what a bare cluster needs
-PRODUCT = (OPERATOR, AGENT, MINIO, TRAINER, ENGINE)
+OWN = (OPERATOR, AGENT, TRAINER)  # what any cluster needs
+PRODUCT = (OPERATOR, AGENT, MINIO, TRAINER, ENGINE)  # what one without a way to other images needs
 BY_NAME = {image.name: image for image in (BASE, TORCH, *SYSTEM, *PRODUCT)}
 
 

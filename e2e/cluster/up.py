@@ -142,7 +142,7 @@ def _apply_dns() -> bool:
     return True
 
 
-def _until(what: str, process: Process, ready: Callable[[], bool], patience: float = 120) -> None:
+def _until(what: str, process: Process, ready: Callable[[], bool], patience: float = 180) -> None:
     deadline = time.monotonic() + patience
     while not ready():
         processes.require(process)
