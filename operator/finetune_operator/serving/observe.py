@@ -63,10 +63,29 @@ def ready(pod: Object) -> bool:
     )
 
 
-def problem(pods: Sequence[Object]) -> Problem | None:
+def problem(
+    deployment: Object | None, pods: Sequence[Object], explanations: Mapping[str, tuple[str, str]]
+) -> Problem | None:
     """The first lasting problem of a pod that is not ready, else the first passing one."""
-    found = [trouble for pod in pods if not ready(pod) and (trouble := _problem_of(pod)) is not None]
+    waiting = [pod for pod in pods if not ready(pod)]
+    found = [trouble for pod in waiting if (trouble := _problem_of(pod) or _explained(pod, explanations)) is not None]
+    if (refused := _not_created(deployment)) is not None:
+        found.append(refused)
     return next((trouble for trouble in found if trouble.lasting), found[0] if found else None)
+
+
+def _explained(pod: Object, explanations: Mapping[str, tuple[str, str]]) -> Problem | None:
+    """What only Events say of a pod: a volume that cannot be mounted."""
+    explanation = explanations.get(pod["metadata"]["uid"])
+    return Problem(*explanation, lasting=False) if explanation else None
+
+
+def _not_created(deployment: Object | None) -> Problem | None:
+    """A quota, or a policy such as Pod Security, keeps the pods from being created."""
+    for condition in (deployment or {}).get("status", {}).get("conditions") or []:
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            return Problem("PodNotCreated", condition.get("message", "the pods may not be created"), True)
+    return None
 
 
 def _problem_of(pod: Object) -> Problem | None:

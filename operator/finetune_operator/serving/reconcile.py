@@ -12,6 +12,7 @@ from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.context import Context
 from finetune_operator.event import Event
+from finetune_operator.finetune import explain
 from finetune_operator.kube import (
     ADAPTERDEPLOYMENTS,
     CONFIGMAPS,
@@ -56,6 +57,7 @@ async def reconcile(context: Context, key: Key) -> float | None:
         _finetunes(context, parent),
     )
     context.reports.keep_only(key, {pod["metadata"]["name"] for pod in pods})
+    explanations = await explain.waiting(kube, (), pods, context.now())
     seen = view(
         parent,
         finetunes,
@@ -64,13 +66,15 @@ async def reconcile(context: Context, key: Key) -> float | None:
         service,
         pods,
         context.reports.of(key),
+        explanations,
         context.settings,
         context.now(),
     )
     decided = plan(seen)
     await _act(context, raw, key, decided)
     metrics.phases.set(*key, decided.status.phase)
-    return min((s for s in (decided.again, SILENCE_SECONDS if seen.pods else None) if s is not None), default=None)
+    wishes = (decided.again, SILENCE_SECONDS if seen.pods else None, explain.again((), pods, context.now()))
+    return min((seconds for seconds in wishes if seconds is not None), default=None)
 
 
 async def _finetunes(context: Context, parent: AdapterDeployment) -> dict[str, FineTune]:

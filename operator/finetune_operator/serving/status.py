@@ -209,7 +209,7 @@ def adapter_failed(view: View, adapters: list[ServedAdapter]) -> Verdict | None:
 
 
 def pod_problem(view: View, _: list[ServedAdapter]) -> Verdict | None:
-    problem = observe.problem(view.pods)
+    problem = observe.problem(view.deployment, view.pods, view.explanations)
     if problem is None:
         return None
     if ready_replicas(view):

@@ -21,7 +21,11 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class View:
-    """`taken` names children that exist and belong to somebody else; `silent` are Ready pods without a fresh report."""
+    """What was seen.
+
+    `taken` names children that exist and belong to somebody else; `silent` are Ready pods without a fresh report;
+    `explanations` say by a pod's uid why it does not start, where only Events do.
+    """
 
     parent: AdapterDeployment
     finetunes: FineTunes
@@ -33,6 +37,7 @@ class View:
     pods: tuple[Object, ...]
     agents: Mapping[str, AgentReport]
     silent: tuple[str, ...]
+    explanations: Mapping[str, tuple[str, str]]
     taken: tuple[str, ...]
     settings: Settings
     now: dt.datetime
@@ -55,6 +60,7 @@ def view(
     service: Object | None,
     pods: Sequence[Object],
     reports: Mapping[str, Report],
+    explanations: Mapping[str, tuple[str, str]],
     settings: Settings,
     now: dt.datetime,
 ) -> View:
@@ -76,6 +82,7 @@ def view(
         silent=tuple(
             pod["metadata"]["name"] for pod in living if observe.ready(pod) and pod["metadata"]["name"] not in agents
         ),
+        explanations=explanations,
         taken=tuple(
             f"{kind} {child['metadata']['name']}" for kind, child in children.items() if child and kind not in own
         ),

@@ -87,6 +87,7 @@ class World:
         self.children: dict[str, Object] = {}
         self.pods: list[Object] = []
         self.reports: dict[str, Report] = {}
+        self.explanations: dict[str, tuple[str, str]] = {}
         self.now = NOW
 
     def look(self) -> Plan:
@@ -99,6 +100,7 @@ class World:
             self.children.get("Service"),
             self.pods,
             self.reports,
+            self.explanations,
             self.settings,
             self.now,
         )

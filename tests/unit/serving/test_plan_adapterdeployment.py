@@ -374,6 +374,26 @@ def test_why_a_pod_does_not_start_is_said(status: dict[str, Any], phase: str, re
     assert words in decided.status.message
 
 
+def test_what_only_events_say_of_a_pod_is_said_too() -> None:
+    world = World(deployment(), finetune(adapter=made(OLD)))
+    world.settle()
+    world.run_pods(ready=False, phase="Pending", conditions=[])
+    world.explanations = {world.pods[0]["metadata"]["uid"]: ("MountFailed", 'configmap "finetune-ca" not found')}
+    decided = world.settle()
+    assert (decided.status.phase, decided.status.reason) == ("Progressing", "MountFailed")
+    assert "finetune-ca" in decided.status.message
+
+
+def test_pods_that_may_not_be_created_are_failed_with_the_api_servers_words() -> None:
+    world = World(deployment(), finetune(adapter=made(OLD)))
+    world.settle()
+    failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: gpus"}
+    world.children["Deployment"]["status"] = {"conditions": [failure]}
+    decided = world.settle()
+    assert (decided.status.phase, decided.status.reason) == ("Failed", "PodNotCreated")
+    assert decided.status.message == "exceeded quota: gpus"
+
+
 def test_one_broken_pod_of_two_is_degraded() -> None:
     world = serving(replicas=2)
     world.run_pods(2)
