@@ -42,11 +42,7 @@ cluster-down: ## Stop the embedded cluster and remove everything of it but the c
 test: $(VENV) ## Everything, in the order that fails fastest: verify, unit, integration, e2e
 	@$(PYTHON) -m e2e.suite
 
-verify: lint types ## Generated files are up to date, lint, types, import rules, the chart
-	@$(PYTHON) -m finetune_operator.crdgen --check
-	@diff -r crds $(CHART)/files/crds || { echo 'the CRDs in the chart are stale: run `make generate`'; exit 1; }
-	@$(PYTHON) docs/generate.py --check
-	@helm lint --quiet --strict $(CHART)
+verify: lint types generated chart ## Lint, types, import rules, generated files up to date, the chart
 
 lint: $(VENV) ## Lint, format and import rules
 	@.venv/bin/ruff check --quiet .
@@ -55,6 +51,14 @@ lint: $(VENV) ## Lint, format and import rules
 
 types: $(VENV)
 	@.venv/bin/mypy
+
+generated: $(VENV)
+	@$(PYTHON) -m finetune_operator.crdgen --check
+	@diff -r crds $(CHART)/files/crds || { echo 'the CRDs in the chart are stale: run `make generate`'; exit 1; }
+	@$(PYTHON) docs/generate.py --check
+
+chart: cluster-binaries
+	@helm lint --quiet --strict $(CHART)
 
 unit: $(VENV) cluster-binaries ## Unit tests
 	@$(PYTEST) tests/unit tests/hub_server

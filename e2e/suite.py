@@ -12,7 +12,7 @@ from e2e.cluster.layout import CACHE
 from e2e.cluster.progress import say
 from e2e.cluster.target import target
 
-STEPS = ("verify", "unit", "integration", "deploy", "e2e")
+STEPS = ("lint", "types", "generated", "chart", "unit", "integration", "deploy", "e2e")
 BUILD_LOG = CACHE / "log" / "background-build.log"
 
 

@@ -37,9 +37,10 @@ def main() -> int:
             with _only_one():
                 say("cluster is down" if down.down() else "this clone has no cluster")
         elif command == "binaries":
-            with _only_one():
-                preflight.check_programs()
-                programs.install()
+            if programs.missing_packages() or programs.stale_modules():
+                with _only_one():
+                    preflight.check_programs()
+                    programs.install()
         else:
             _run(command, target())
     except Refused as refusal:
