@@ -27,16 +27,14 @@ def test_a_run_goes_on_when_the_operator_is_restarted_in_the_middle(
         run.prepare()
         job, pod = run.train()
         run.reaches("Training")
-        assert first.terminate() < 5
+        assert first.terminate() < 15
+        assert kube.get(LEASE)["spec"]["holderIdentity"] == "", "the next leader need not wait"
         # The run ends while nobody watches.
         run.finish_training(job, pod)
     finally:
         first.kill()
-    second = Operator(tmp_path / "second", rights).start()
+    second = Operator(tmp_path / "second", rights).start().wait_until_leading()
     try:
-        began = time.monotonic()
-        second.wait_until_leading()
-        assert time.monotonic() - began < 14, "a released lease is taken over at once"
         assert run.reaches("Succeeded")["adapter"]["runId"] == run.run_id
         assert len(run.jobs("train")) == 1
     finally:
