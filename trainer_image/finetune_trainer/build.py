@@ -153,13 +153,14 @@ def _write(directory: Path, name: str, split: Split, spec: FineTuneSpec, packing
     if not len(indices):
         return 0
     reader = split.spool.reader()
-    if spec.objective.type != "SFT":
-        good = split.spool.good if spec.objective.type == "KTO" else None
-        prepared.write_answers(directory, name, reader, indices.tolist(), lengths, good)
-        return len(indices)
     chosen = lengths[indices]
-    rows = pack.best_fit(chosen, max_length) if packing else pack.one_each(chosen)
-    prepared.write_rows(directory, name, reader, [indices[row].tolist() for row in rows], lengths)
+    rows = pack.best_fit(chosen, max_length) if packing else pack.one_each(len(chosen))
+    rows = pack.Rows(indices[rows.samples], rows.counts)
+    if spec.objective.type == "SFT":
+        prepared.write_rows(directory, name, reader, rows, lengths)
+    else:
+        good = split.spool.good if spec.objective.type == "KTO" else None
+        prepared.write_answers(directory, name, reader, rows, lengths, good)
     return len(rows)
 
 

@@ -17,53 +17,47 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune_trainer.pack import Rows
 from finetune_trainer.spool import SpoolReader
 from finetune_trainer.tokenizer import IGNORE, ModelTokenizer, Tokens
 
-TOKENS_PER_SHARD = 1 << 24  # 128 MB before compression, held in memory once
+TOKENS_PER_SHARD = 1 << 22  # 32 MB before compression, held in memory a few times over
 _ROWS_PER_GROUP = 4096
 
 
-def write_rows(directory: Path, split: str, reader: SpoolReader, rows: list[list[int]], lengths: np.ndarray) -> None:
-    """Write rows (lists of sample numbers) as <split>-00000.parquet and so on."""
+def write_rows(directory: Path, split: str, reader: SpoolReader, rows: Rows, lengths: np.ndarray) -> None:
+    """Write packed rows as <split>-00000.parquet and so on. `lengths`: of every sample of the spool."""
     for number, shard in enumerate(_shards(rows, lengths)):
-        tokens = reader.gather([index for row in shard for index in row])
-        samples = lengths[np.concatenate([np.asarray(row, np.int64) for row in shard])].astype(np.int32)
-        per_row = np.array([len(row) for row in shard], np.int64)
-        per_row_tokens = np.add.reduceat(samples, np.cumsum(per_row) - per_row, dtype=np.int64)
+        tokens, row_tokens = reader.gather(shard.samples), shard.tokens(lengths)
         columns = {
-            "input_ids": _lists(tokens.input_ids, per_row_tokens),
-            "labels": _lists(tokens.labels, per_row_tokens),
-            "seq_lengths": _lists(samples, per_row),
+            "input_ids": _lists(tokens.input_ids, row_tokens),
+            "labels": _lists(tokens.labels, row_tokens),
+            "seq_lengths": _lists(lengths[shard.samples], shard.counts),
         }
         _write_table(directory, split, number, columns)
 
 
 def write_answers(
-    directory: Path,
-    split: str,
-    reader: SpoolReader,
-    indices: list[int],
-    spool_lengths: np.ndarray,
-    good: np.ndarray | None,
+    directory: Path, split: str, reader: SpoolReader, rows: Rows, lengths: np.ndarray, good: np.ndarray | None
 ) -> None:
-    """Write samples with a prompt and two answers (chosen, rejected), or with one (completion) and `good` as its label."""
+    """Write samples with a prompt and two answers (chosen, rejected), or with one (completion) and `good` as its
+    label.
+    """
     names = ("chosen_ids", "rejected_ids") if good is None else ("completion_ids",)
-    for number, shard in enumerate(_shards([[index] for index in indices], spool_lengths)):
+    for number, shard in enumerate(_shards(rows, lengths)):
         parts: dict[str, list[np.ndarray]] = {name: [] for name in ("prompt_ids", *names)}
-        for (index,) in shard:
+        for index in shard.samples.tolist():
             sequences = reader.sequences(index)
-            for name, tokens in zip(names, sequences, strict=True):
-                begins = int(np.argmax(tokens.labels != IGNORE))
-                parts[name].append(tokens.input_ids[begins:])
-            first = sequences[0]
-            parts["prompt_ids"].append(first.input_ids[: int(np.argmax(first.labels != IGNORE))])
+            begins = [int(np.argmax(tokens.labels != IGNORE)) for tokens in sequences]
+            parts["prompt_ids"].append(sequences[0].input_ids[: begins[0]])
+            for name, tokens, begin in zip(names, sequences, begins, strict=True):
+                parts[name].append(tokens.input_ids[begin:])
         columns = {
             name: _lists(np.concatenate(values), np.array([len(value) for value in values]))
             for name, values in parts.items()
         }
         if good is not None:
-            columns["label"] = pa.array(good[[index for (index,) in shard]])
+            columns["label"] = pa.array(good[shard.samples])
         _write_table(directory, split, number, columns)
 
 
@@ -79,18 +73,14 @@ def _lists(values: np.ndarray, sizes: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values, dtype=np.int32)))
 
 
-def _shards(rows: list[list[int]], lengths: np.ndarray) -> Iterator[list[list[int]]]:
-    shard: list[list[int]] = []
-    tokens = 0
-    for row in rows:
-        size = int(lengths[row].sum())
-        if shard and tokens + size > TOKENS_PER_SHARD:
-            yield shard
-            shard, tokens = [], 0
-        shard.append(row)
-        tokens += size
-    if shard:
-        yield shard
+def _shards(rows: Rows, lengths: np.ndarray) -> Iterator[Rows]:
+    """The rows in parts of about TOKENS_PER_SHARD tokens."""
+    ends = np.cumsum(rows.tokens(lengths))
+    start, done = 0, 0
+    while start < len(rows):
+        end = max(start + 1, int(np.searchsorted(ends, done + TOKENS_PER_SHARD, side="right")))
+        yield rows.part(start, end)
+        start, done = end, int(ends[end - 1])
 
 
 def percentiles(lengths: np.ndarray) -> dict[str, int]:

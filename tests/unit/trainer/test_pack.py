@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from finetune_trainer.pack import best_fit, one_each
+from finetune_trainer import pack
+
+
+def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    rows = pack.best_fit(lengths, capacity)
+    parts = [rows.part(number, number + 1) for number in range(len(rows))]
+    assert rows.tokens(lengths).tolist() == [lengths[part.samples].sum() for part in parts]
+    return [part.samples.tolist() for part in parts]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -33,4 +40,5 @@ def test_a_sample_longer_than_a_row_has_one_of_its_own() -> None:
 
 
 def test_without_packing_a_row_is_a_sample() -> None:
-    assert one_each(np.array([3, 4])) == [[0], [1]]
+    rows = pack.one_each(2)
+    assert (rows.samples.tolist(), rows.counts.tolist()) == ([0, 1], [1, 1])

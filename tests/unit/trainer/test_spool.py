@@ -17,7 +17,7 @@ def test_sequences_come_back_in_any_order(tmp_path: Path) -> None:
             spool.add([tokens], number)
     assert spool.lengths.tolist() == [3, 1, 4]
     assert spool.learned.tolist() == [0, 0, 2]
-    ids, labels = spool.reader().gather([2, 0])
+    ids, labels = spool.reader().gather(np.array([2, 0]))
     assert ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert labels.tolist() == [IGNORE, IGNORE, 2, 3, IGNORE, IGNORE, IGNORE]
 
