@@ -160,7 +160,7 @@ def test_the_serving_page_explains_every_reason_of_the_agent() -> None:
 
 
 def test_the_serving_page_names_only_reasons_that_the_operator_gives() -> None:
-    source = "".join(path.read_text() for path in (ROOT / "operator" / "finetune_operator" / "serving").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "operator" / "finetune_operator").rglob("*.py"))
     page = (ROOT / "docs" / "serving.md").read_text()
     table = page[page.index("## Phases") : page.index("## Messages of an adapter")]
     shown = set(re.findall(r"`([A-Z][a-zA-Z]+)`", table)) - {"Merge"}
