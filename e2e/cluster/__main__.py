@@ -31,11 +31,13 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="command")
-    command = parser.parse_args().command
+    parser.add_argument("--any-clone", action="store_true", help="down: also the cluster that another clone started")
+    arguments = parser.parse_args()
+    command = arguments.command
     try:
         if command == "down":
             with _only_one():
-                say("cluster is down" if down.down() else "this clone has no cluster")
+                say("cluster is down" if down.down(arguments.any_clone) else "this clone has no cluster")
         elif command == "binaries":
             if programs.missing_packages() or programs.stale_modules():
                 with _only_one():

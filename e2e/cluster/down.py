@@ -10,17 +10,20 @@ from e2e.cluster.layout import OWNER, STATE
 from e2e.cluster.progress import step
 
 
-def down() -> bool:
-    """Take this clone's cluster away, with its data; False when there was none."""
+def down(any_clone: bool) -> bool:
+    """Take the cluster away, with its data if it is this clone's; False when there was none.
+
+    any_clone: also one that another clone of this machine started; that clone's files stay.
+    """
     owner = Path(OWNER.read_text()) if OWNER.exists() else None
-    if owner != STATE and not STATE.exists():
-        return False
-    with step("stop the cluster and remove what it left"):
-        if owner == STATE:
-            sweep.remove(STATE)
+    if owner and (any_clone or owner == STATE):
+        with step(f"stop the cluster of {owner.parent} and remove what it left"):
+            sweep.remove(owner)
             OWNER.unlink()
-        with images.no_build_running() as idle:
-            if idle:
-                sweep.unmount_builds()
-        shutil.rmtree(STATE, ignore_errors=True)
+            with images.no_build_running() as idle:
+                if idle:
+                    sweep.unmount_builds()
+    elif not STATE.exists():
+        return False
+    shutil.rmtree(STATE, ignore_errors=True)
     return True
