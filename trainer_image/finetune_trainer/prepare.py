@@ -22,8 +22,8 @@ from finetune_trainer.check import check_rows
 from finetune_trainer.combinations import refusals
 from finetune_trainer.estimate import estimate_run
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
-from finetune_trainer.gates import judge
-from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, TrainResult, run_id
+from finetune_trainer.outcome import finished_result
+from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, run_id
 from finetune_trainer.schedule import total_steps
 from finetune_trainer.store import Store
 from finetune_trainer.tokenizer import load_tokenizer
@@ -60,17 +60,17 @@ def main(spec: RunSpec) -> Result:
     status = _upload(built, store)
 
     run = run_id(base.status.digest, status.digest, spec.spec, spec.trainer_image)
+    training = spec.spec.training
     result = PrepareResult(
         run_id=run,
         base_model=base.status,
         dataset=status,
         estimate=estimate_run(base.directory, spec.spec, base.status.parameters, built.longest_row, built.learned),
-        total_steps=total_steps(
-            built.rows, spec.spec.training.batch_size, spec.spec.training.epochs, spec.spec.training.max_steps
-        ),
-        reused=_reusable(run, spec, store),
+        total_steps=total_steps(built.rows, training.batch_size, training.epochs, training.max_steps),
     )
-    log.info("prepared: run %s, %d steps%s", run, result.total_steps, ", done before: reused" if result.reused else "")
+    if done := finished_result(store, spec.model_copy(update={"prepared": result})):
+        result = result.model_copy(update={"reused": Reused(adapter=done.adapter, evaluation=done.evaluation)})
+    log.info("prepared: run %s, %d steps%s", run, result.total_steps, ", trained before" if done else "")
     return Result(stage=spec.stage, job=spec.job, run_id=run, prepared=result)
 
 
@@ -98,26 +98,6 @@ def _upload(built: Built, store: Store) -> DatasetStatus:
         store.upload_tree(built.directory, prefix, files=files)
     log.info("dataset: %s at %s", digest, store.uri(prefix))
     return built.status.model_copy(update={"digest": digest, "uri": store.uri(prefix)})
-
-
-def _reusable(run: str, spec: RunSpec, store: Store) -> Reused | None:
-    """The adapter of an earlier run of the same id, if it is whole and was evaluated as this FineTune asks."""
-    stored = store.get_json(f"runs/{run}/result.json")
-    if not stored:
-        return None
-    trained = TrainResult.model_validate(stored.get("trained", stored))
-    prefix = f"adapters/{trained.adapter.digest.removeprefix('sha256:')}"
-    manifest = store.verify_tree(prefix)
-    if manifest is None or manifest["digest"] != trained.adapter.digest:
-        return None
-    evaluation = trained.evaluation
-    gates = spec.spec.evaluation.gates
-    measured = evaluation.adapter if evaluation else {}
-    if any(gate.metric not in measured for gate in gates):
-        return None  # gates may change without a new training, but not without the figures that they judge
-    judged = judge(gates, evaluation.base if evaluation else {}, measured)
-    adapter = trained.adapter.model_copy(update={"gate_passed": judged.passed, "run_id": run})
-    return Reused(adapter=adapter, evaluation=judged)
 
 
 def _secret_name(spec: RunSpec) -> str:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus
 from finetune_trainer import basemodel, prepare
+from finetune_trainer.digest import hash_tree, tree_digest
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
+from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResult
 from finetune_trainer.store import Store
 from finetune_trainer.tokenizer import load_tokenizer
 
@@ -269,3 +273,51 @@ def test_judged_answers_become_a_prompt_an_answer_and_a_label(bucket: Store, end
         ("[user] a</s>[assistant] ", "b</s>", True),
         ("[user] a</s>[assistant] ", "c</s>", False),
     ]
+
+
+def put_finished_run(bucket: Store, prepared: PrepareResult, folder: Path) -> str:
+    """What a finished train Job of this run leaves; returns the adapter's digest."""
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    digest = tree_digest(hash_tree(folder))
+    prefix = f"adapters/{digest.removeprefix('sha256:')}"
+    bucket.upload_tree(folder, prefix)
+    adapter = AdapterStatus(uri=bucket.uri(prefix), digest=digest, rank=4, run_id=prepared.run_id)
+    evaluation = EvaluationStatus(base={"loss": 2.0}, adapter={"loss": 1.0}, passed=True)
+    result = TrainResult(adapter=adapter, evaluation=evaluation, steps=8)
+    bucket.put_json(f"runs/{prepared.run_id}/result.json", result.model_dump(mode="json", by_alias=True))
+    return digest
+
+
+def test_a_run_that_was_done_before_is_reused_and_judged_by_the_gates_of_now(
+    bucket: Store, endpoint: str, tmp_path: Path
+) -> None:
+    dataset = put_rows(bucket, [chat(n) for n in range(10)])
+    first = run_prepare(bucket, endpoint, dataset=dataset)
+    assert first.reused is None
+    digest = put_finished_run(bucket, first, tmp_path / "adapter")
+    again = run_prepare(bucket, endpoint, dataset=dataset)
+    assert again.reused
+    assert again.reused.adapter.digest == digest
+    strict = run_prepare(bucket, endpoint, dataset=dataset, evaluation={"gates": [{"metric": "loss", "max": 0.5}]})
+    assert strict.reused
+    assert strict.reused.adapter.gate_passed is False
+    other = run_prepare(bucket, endpoint, dataset=dataset, training={"seed": 7})
+    assert other.reused is None
+
+
+def test_a_run_whose_adapter_is_not_whole_any_more_is_trained_again(
+    bucket: Store, endpoint: str, tmp_path: Path
+) -> None:
+    dataset = put_rows(bucket, [chat(n) for n in range(10)])
+    digest = put_finished_run(bucket, run_prepare(bucket, endpoint, dataset=dataset), tmp_path / "adapter")
+    bucket.delete(f"adapters/{digest.removeprefix('sha256:')}/adapter_model.safetensors")
+    assert run_prepare(bucket, endpoint, dataset=dataset).reused is None
+
+
+def test_prepare_starts_without_torch_and_transformers() -> None:
+    code = (
+        "import sys, finetune_trainer.prepare; print({'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
