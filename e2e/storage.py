@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from minio import Minio
@@ -27,14 +28,25 @@ def credentials(kubectl: Kubectl, namespace: str = SYSTEM_NAMESPACE) -> dict[str
 @contextmanager
 def open_storage(kubectl: Kubectl) -> Iterator[Minio]:
     """A client of the cluster's MinIO, by a port forward that ends with the block."""
-    keys = credentials(kubectl)
     with kubectl.port_forward(SYSTEM_NAMESPACE, SERVICE, PORT) as address:
-        yield Minio(
-            endpoint=address,
-            access_key=keys["AWS_ACCESS_KEY_ID"],
-            secret_key=keys["AWS_SECRET_ACCESS_KEY"],
-            secure=False,
-        )
+        yield _client(kubectl, address)
+
+
+def _client(kubectl: Kubectl, address: str) -> Minio:
+    keys = credentials(kubectl)
+    return Minio(
+        endpoint=address,
+        access_key=keys["AWS_ACCESS_KEY_ID"],
+        secret_key=keys["AWS_SECRET_ACCESS_KEY"],
+        secure=False,
+        region="us-east-1",
+    )
+
+
+def address_in_cluster(kubectl: Kubectl, bucket: str, key: str) -> str:
+    """A signed http:// address of the object for pods, good for an hour."""
+    client = _client(kubectl, f"minio.{SYSTEM_NAMESPACE}:{PORT}")
+    return str(client.presigned_get_object(bucket_name=bucket, object_name=key, expires=timedelta(hours=1)))
 
 
 def upload_folder(client: Minio, folder: Path, bucket: str, prefix: str) -> int:

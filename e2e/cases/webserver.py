@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import tarfile
 
 from e2e.cases.objects import config_map
 from e2e.cluster.layout import REPO, SYSTEM_NAMESPACE
 from e2e.kubectl import Kubectl, Object
+from e2e.storage import address_in_cluster, open_storage, put
 
 NAME = "hub"
+BUCKET = "datasets"
 PORT = 8088
 SERVER = REPO / "tests" / "hub_server" / "server.py"
+FETCH = """
+import sys, tarfile, urllib.request
+with urllib.request.urlopen(sys.argv[1]) as archive:
+    tarfile.open(fileobj=archive, mode="r|").extractall("/data", filter="data")
+"""
 
 
 def start_hub(kubectl: Kubectl, namespace: str, files: dict[str, bytes]) -> str:
     """Serve `files` (by path, laid out as tests/hub_server says); returns the address as pods see it."""
     # Any image with Python will do, and the operator's is on every cluster under test.
-    operator = kubectl.get("deployment", "finetune-operator", "-n", SYSTEM_NAMESPACE)
-    image = operator["spec"]["template"]["spec"]["containers"][0]["image"]
-    pull_secrets = operator["spec"]["template"]["spec"].get("imagePullSecrets") or []
-    kubectl.apply(
-        config_map("hub-server", namespace, {"server.py": SERVER.read_text()}),
-        _pod(namespace, image, pull_secrets),
-        _service(namespace),
-    )
+    operator = kubectl.get("deployment", "finetune-operator", "-n", SYSTEM_NAMESPACE)["spec"]["template"]["spec"]
+    archive = f"{namespace}/hub.tar"
+    with open_storage(kubectl) as storage:
+        put(storage, BUCKET, archive, _tar(files))
+    pod = _pod(namespace, operator["containers"][0]["image"], address_in_cluster(kubectl, BUCKET, archive))
+    pod["spec"]["imagePullSecrets"] = operator.get("imagePullSecrets") or []
+    kubectl.apply(config_map("hub-server", namespace, {"server.py": SERVER.read_text()}), pod, _service(namespace))
     kubectl.run("wait", "--for=condition=Ready", f"pod/{NAME}", "-n", namespace, "--timeout=60s")
-    unpack = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('/data', filter='data')"
-    copy = kubectl.popen(
-        "exec",
-        "-i",
-        NAME,
-        "-n",
-        namespace,
-        "--",
-        "python3",
-        "-c",
-        unpack,
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    _, error = copy.communicate(_tar(files), timeout=120)
-    assert copy.returncode == 0, f"copying the hub's files failed: {error.decode()}"
     return f"http://{NAME}.{namespace}.svc:{PORT}"
 
 
@@ -56,13 +45,13 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return archive.getvalue()
 
 
-def _pod(namespace: str, image: str, pull_secrets: list[Object]) -> Object:
+def _pod(namespace: str, image: str, archive: str) -> Object:
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": NAME, "namespace": namespace, "labels": {"app": NAME}},
         "spec": {
-            "imagePullSecrets": pull_secrets,
             "terminationGracePeriodSeconds": 0,
             "automountServiceAccountToken": False,
             "securityContext": {
@@ -71,21 +60,21 @@ def _pod(namespace: str, image: str, pull_secrets: list[Object]) -> Object:
                 "fsGroup": 10001,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
+            "initContainers": [
+                {
+                    "name": "fetch",
+                    "image": image,
+                    "command": ["python3", "-c", FETCH, archive],
+                    "securityContext": security,
+                    "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+                }
+            ],
             "containers": [
                 {
                     "name": "hub",
                     "image": image,
-                    "command": [
-                        "python3",
-                        "/srv/server.py",
-                        "--root",
-                        "/data",
-                        "--host",
-                        "0.0.0.0",
-                        "--port",
-                        str(PORT),
-                    ],
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "command": ["python3", "/srv/server.py", "--root=/data", "--host=0.0.0.0", f"--port={PORT}"],
+                    "securityContext": security,
                     "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
                     "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
                     "volumeMounts": [{"name": "server", "mountPath": "/srv"}, {"name": "data", "mountPath": "/data"}],
