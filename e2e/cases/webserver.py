@@ -17,7 +17,7 @@ SERVER = REPO / "tests" / "hub_server" / "server.py"
 FETCH = """
 import sys, tarfile, urllib.request
 with urllib.request.urlopen(sys.argv[1]) as archive:
-    tarfile.open(fileobj=archive, mode="r|").extractall("/data", filter="data")
+    tarfile.open(fileobj=archive, mode="r|").extractall("/data")
 """
 
 
