@@ -27,7 +27,7 @@ def hub(kubectl: Kubectl) -> Iterator[str]:
     files = {
         "hub.json": json.dumps(ACCESS).encode(),
         "datasets/acme/facts/train.jsonl": small_dataset().encode(),
-        "models/acme/gated/config.json": b"{}",
+        **{f"models/acme/gated/{name}": b"{}" for name in ("config.json", "model.safetensors", "tokenizer.json")},
         **{f"models/acme/tiny/{name}": content for name, content in folder(base_model()).items()},
     }
     for name, token in {"member": "hf_member", "stranger": "hf_stranger", "mistyped": "hf_wrong"}.items():
@@ -95,7 +95,7 @@ def test_http_data_with_another_hash_is_refused(hub: str, apply: Apply, seed: in
     source = {"http": {"url": facts(hub), "sha256": "0" * 64}}
     tune = apply(finetune("other-hash", NAMESPACE, seed, dataset={"train": source}, retry={"infrastructure": 0}))
     failed = tune.wait_failed()
-    assert failed["reason"] == "DigestMismatch"
+    assert failed["reason"] == "InvalidDataset"
     assert facts(hub) in failed["message"]
     assert tune.stages() == ["prepare"]
 
