@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,51 +192,66 @@ def _from_hub(source: HuggingFaceModel, store: Store, directory: Path, remote_co
         commit = info.sha or source.revision
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
         log.info("base model: %s at %s", source.repo, commit)
-        if lack := modelfiles.missing(siblings):
-            raise _refuse(f"baseModel.huggingFace: {source.repo} at {commit[:12]}", lack)
-        chosen = modelfiles.model_files(siblings, remote_code)
-        identity = [_FORMAT, hub.endpoint(), source.repo, commit, remote_code]
-        mark = f"models/known/{digests.sha256_hex(digests.canonical_json(identity))}.json"
-        known = store.get_json(mark)
-        mirror = f"models/{digests.hex_of(known['digest'])}" if known else ""
-        if known and (manifest := store.verify_tree(mirror)):
-            log.info("base model: %s is mirrored already at %s", source.repo, store.uri(mirror))
-            small = [file for file in digests.files_of(manifest) if not modelfiles.is_weights(file.path)]
-            store.download_tree(mirror, directory, manifest=digests.manifest_of(small))
-            return Resolved(_status(commit, known["digest"], store.uri(mirror), known["parameters"]), directory)
 
         def fetch(name: str) -> Path:
             return Path(hf_hub_download(source.repo, name, revision=commit, local_dir=directory, token=token or False))
 
-        hashed: dict[str, digests.File] = {}
-        for name in chosen:  # weights carry their SHA-256 on the hub, so that they need not all be on disk at once
-            lfs = siblings[name].lfs
-            if modelfiles.is_weights(name) and lfs is not None and lfs.sha256:
-                hashed[name] = digests.File(name, lfs.sha256, lfs.size)
-            else:
-                hashed[name] = digests.File(name, *digests.hash_file(fetch(name)))
-        digest = digests.tree_digest(hashed.values())
-        mirror = f"models/{digests.hex_of(digest)}"
-        count = 0
-        for name, file in hashed.items():
-            begun, path = time.monotonic(), fetch(name)
-            if digests.hash_file(path) != (file.sha256, file.size):
-                raise RunFailure(
-                    DIGEST_MISMATCH,
-                    f"baseModel.huggingFace: {name} of {source.repo} is not what the hub lists: try again",
-                )
-            store.put_file(f"{mirror}/{name}", path)
-            if modelfiles.is_weights(name):
-                count += modelfiles.parameters(
-                    [name], lambda name, offset, length: _read(directory / name, offset, length)
-                )
-                path.unlink()
-                log.info("base model: mirrored %s (%.0f MB in %.0f s)", name, file.size / 1e6, time.monotonic() - begun)
-        store.put_json(
-            f"{mirror}/{digests.MANIFEST}", digests.manifest_of(hashed.values(), repo=source.repo, revision=commit)
-        )
-        store.put_json(mark, {"digest": digest, "parameters": count})
-    return Resolved(_status(commit, digest, store.uri(mirror), count), directory)
+        if modelfiles.CONFIG in siblings:
+            fetch(modelfiles.CONFIG)  # a gated repository lists its files to everyone: only reading one tells
+        if lack := modelfiles.missing(siblings):
+            raise _refuse(f"baseModel.huggingFace: {source.repo} at {commit[:12]}", lack)
+        identity = [_FORMAT, hub.endpoint(), source.repo, commit, remote_code]
+        mark = f"models/known/{digests.sha256_hex(digests.canonical_json(identity))}.json"
+        known = store.get_json(mark)
+        prefix = f"models/{digests.hex_of(known['digest'])}" if known else ""
+        if known and (manifest := store.verify_tree(prefix)):
+            log.info("base model: %s is mirrored already at %s", source.repo, store.uri(prefix))
+            small = [file for file in digests.files_of(manifest) if not modelfiles.is_weights(file.path)]
+            store.download_tree(prefix, directory, manifest=digests.manifest_of(small))
+        else:
+            listed = {}
+            for name in modelfiles.model_files(siblings, remote_code):
+                lfs = siblings[name].lfs
+                listed[name] = digests.File(name, lfs.sha256, lfs.size) if lfs and lfs.sha256 else None
+            known = _mirror(store, listed, fetch, {"repo": source.repo, "revision": commit})
+            store.put_json(mark, known)
+    prefix = f"models/{digests.hex_of(known['digest'])}"
+    return Resolved(_status(commit, known["digest"], store.uri(prefix), known["parameters"]), directory)
+
+
+def _mirror(
+    store: Store, listed: dict[str, digests.File | None], fetch: Callable[[str], Path], origin: dict[str, str]
+) -> dict[str, Any]:
+    """Copy a hub model's files into the bucket, the manifest last; gives its digest and number of parameters.
+
+    `listed`: what the hub says of each file. With the SHA-256 of the weights known, the digest and so the folder are
+    known before they are fetched, and only one of them needs to be on disk at a time.
+    """
+    files = [
+        file if file and modelfiles.is_weights(name) else digests.File(name, *digests.hash_file(fetch(name)))
+        for name, file in listed.items()
+    ]
+    digest, parameters = digests.tree_digest(files), 0
+    prefix = f"models/{digests.hex_of(digest)}"
+    for file in files:
+        begun, path = time.monotonic(), fetch(file.path)
+        if digests.hash_file(path) != (file.sha256, file.size):
+            raise RunFailure(
+                DIGEST_MISMATCH,
+                f"baseModel.huggingFace: {file.path} of {origin['repo']} is not what the hub lists: try again",
+            )
+        store.put_file(f"{prefix}/{file.path}", path)
+        if modelfiles.is_weights(file.path):
+            parameters += modelfiles.parameters([file.path], partial(_read_of, path))
+            path.unlink()
+            seconds = time.monotonic() - begun
+            log.info("base model: mirrored %s (%.0f MB in %.0f s)", file.path, file.size / 1e6, seconds)
+    store.put_json(f"{prefix}/{digests.MANIFEST}", digests.manifest_of(files, **origin))
+    return {"digest": digest, "parameters": parameters}
+
+
+def _read_of(path: Path, _: str, offset: int, length: int) -> bytes:
+    return _read(path, offset, length)
 
 
 def _status(revision: str, digest: str, uri: str, parameters: int) -> BaseModelStatus:

@@ -14,7 +14,7 @@ import certifi
 import urllib3
 
 from finetune_trainer.connection import full_disk
-from finetune_trainer.failures import DATASET_NOT_FOUND, DIGEST_MISMATCH, DOWNLOAD_FAILED, RunFailure
+from finetune_trainer.failures import DATASET_NOT_FOUND, DOWNLOAD_FAILED, INVALID_DATASET, RunFailure
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def download(url: str, sha256: str, path: Path, field: str) -> None:
             log.warning("dataset: %s broke off (%s); trying again", url, error)
     if found != sha256:
         raise RunFailure(
-            DIGEST_MISMATCH,
+            INVALID_DATASET,
             f"{field}: the file behind {url} has SHA-256 {found}, {sha256} was asked for: it changed, or the value is "
             "wrong",
         )

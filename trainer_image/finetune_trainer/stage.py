@@ -36,7 +36,7 @@ def run_stage(stage: str, spec_path: str) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    for chatty in ("httpx", "urllib3", "huggingface_hub", "filelock"):
+    for chatty in ("httpx", "httpx2", "urllib3", "huggingface_hub", "filelock", "fsspec", "datasets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         spec = RunSpec.model_validate_json(Path(spec_path).read_bytes())
