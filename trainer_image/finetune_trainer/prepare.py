@@ -22,6 +22,7 @@ from finetune_trainer.check import check_rows
 from finetune_trainer.combinations import refusals
 from finetune_trainer.estimate import estimate_run
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
+from finetune_trainer.interruption import Sigterm
 from finetune_trainer.outcome import finished_result
 from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, run_id
 from finetune_trainer.schedule import total_steps
@@ -36,6 +37,7 @@ WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
 
 def main(spec: RunSpec) -> Result:
     """Run the prepare stage; RunFailure says what is wrong with the FineTune."""
+    Sigterm()  # ends the process at once: a container's first process would ignore the signal, and nothing is lost
     if refused := list(refusals(spec.spec)):
         raise RunFailure(UNSUPPORTED_COMBINATION, "\n".join(refused))
     store = Store(spec.storage, secret_name=_secret_name(spec))

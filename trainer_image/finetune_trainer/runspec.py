@@ -7,7 +7,8 @@ types: the operator copies them into status as they are.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, Self
+import math
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -115,13 +116,18 @@ class Result(Status):
         return cls(stage=spec.stage, job=spec.job, run_id=run_id, failure=Failure(reason=reason, message=message))
 
     def wire(self) -> bytes:
-        """JSON of at most 4096 bytes: messages are cut when they must be, the structure never."""
+        """JSON of at most 4096 bytes: messages are cut when they must be, then metrics left out that no gate asks for
+        (result.json in the bucket has them); the structure stays. A figure that is no number is left out.
+        """
+        data = _finite(self.model_dump(mode="json", by_alias=True, exclude_none=True))
         for length in (None, 2000, 1000, 500, 200, 80, 0):
-            data = _cut(self.model_dump(mode="json", by_alias=True, exclude_none=True), length)
-            encoded = canonical_json(data)
+            encoded = canonical_json(_cut(data, length))
             if len(encoded) <= MAX_RESULT_BYTES:
                 return encoded
-        raise ValueError(f"a Result of {len(encoded)} bytes cannot be cut to {MAX_RESULT_BYTES}")
+        encoded = canonical_json(_cut(_gated_metrics(data), 0))
+        if len(encoded) > MAX_RESULT_BYTES:
+            raise ValueError(f"a Result of {len(encoded)} bytes cannot be cut to {MAX_RESULT_BYTES}")
+        return encoded
 
 
 def inputs_hash(spec: FineTuneSpec, trainer_image: str) -> str:
@@ -152,6 +158,28 @@ def _json(model: Spec) -> dict[str, object]:
 
 def _hash(asked: dict[str, object], trainer_image: str) -> str:
     return hashlib.sha256(canonical_json({**asked, "trainerImage": trainer_image})).hexdigest()[:16]
+
+
+def _finite(value: Any) -> Any:
+    """The value without NaN and infinities, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items() if not _is_nan(item)}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _gated_metrics(value: Any) -> Any:
+    """The value with only those metrics in an evaluation that its gates are about."""
+    if not isinstance(value, dict):
+        return value
+    if "gates" in value:
+        gated = {gate["metric"] for gate in value["gates"]}
+        kept = {key: {name: value[key][name] for name in value[key] if name in gated} for key in ("base", "adapter")}
+        return value | kept
+    return {key: _gated_metrics(item) for key, item in value.items()}
 
 
 def _cut(value: object, length: int | None) -> object:

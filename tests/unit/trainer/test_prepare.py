@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -321,3 +322,19 @@ def test_prepare_starts_without_torch_and_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_sigterm_ends_prepare_at_once_even_while_it_waits_for_the_store(tmp_path: Path) -> None:
+    storage = Storage(uri="s3://finetune", endpoint="http://127.0.0.1:9")
+    run = RunSpec(stage="prepare", namespace="demo", name="t", job="j", spec=finetune_spec(), storage=storage)
+    (tmp_path / "spec.json").write_text(run.model_dump_json(by_alias=True))
+    command = [sys.executable, "-m", "finetune_trainer", "prepare", "--spec", str(tmp_path / "spec.json")]
+    environment = {**os.environ, "FINETUNE_WORK": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout
+        line = next(line for line in job.stdout if "WARNING" in line)
+        assert "storage: listing s3://" in line or "storage: looking for s3://" in line
+        assert "http://127.0.0.1:9" in line
+        assert "trying again for 180 s more" in line
+        job.terminate()
+        assert job.wait(timeout=10) == 143

@@ -120,3 +120,26 @@ def test_the_contract_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_many_metrics_are_cut_to_those_that_gates_ask_for() -> None:
+    metrics = {f"task{number}/accuracy_normalised": number / 3 for number in range(60)}
+    gates = [{"metric": "task7/accuracy_normalised", "passed": True, "value": 7 / 3}]
+    evaluation = {"base": metrics, "adapter": metrics, "gates": gates, "passed": True}
+    trained = TrainResult.model_validate({"adapter": {"digest": "sha256:00"}, "evaluation": evaluation})
+    wire = Result(stage="train", job="j", trained=trained).wire()
+    assert len(wire) <= MAX_RESULT_BYTES
+    back = Result.model_validate_json(wire).trained
+    assert back
+    assert back.evaluation
+    assert back.evaluation.adapter == {"task7/accuracy_normalised": 7 / 3}
+    assert back.evaluation.passed
+
+
+def test_a_figure_that_is_no_number_is_left_out() -> None:
+    evaluation = {"base": {"loss": float("nan"), "perplexity": float("inf")}, "adapter": {"loss": 1.0}}
+    trained = TrainResult.model_validate({"adapter": {}, "evaluation": evaluation, "finalLoss": float("nan")})
+    back = Result.model_validate_json(Result(stage="train", job="j", trained=trained).wire()).trained
+    assert back
+    assert back.evaluation
+    assert (back.evaluation.base, back.evaluation.adapter, back.final_loss) == ({}, {"loss": 1.0}, None)
