@@ -139,6 +139,9 @@ def test_every_method_learns_and_resumes_bitwise(name: str, tmp_path: Path, tiny
     assert whole.loss() < before
 
     resumed = Setup(tmp_path / "resumed", tiny_llama, spec, snapshot=read(tmp_path / "step-4"))
+    # Every run computes without training before its first step (layout.py measures the isolation of samples), and
+    # INT8 layers of bitsandbytes compute differently from then on.
+    resumed.loss()
     assert resumed.run(4) == losses
     for parameter, other in zip(whole.fit.parameters.values(), resumed.fit.parameters.values(), strict=True):
         assert torch.equal(parameter, other)
