@@ -79,7 +79,7 @@ GO_MODULES = (
     GoModule("minio", {"minio": "github.com/minio/minio"}),
     GoModule("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}),
 )
-GO_VERSION = (1, 25)
+GO_VERSION = (1, 26)
 
 
 def _present(what: str) -> bool:
