@@ -35,6 +35,8 @@ log = logging.getLogger("agent")
 POLL_SECONDS = 1.0
 #: A wrong digest or a missing object may be put right in the bucket by somebody; an unreachable store comes back.
 RETRY_SECONDS = 30.0
+#: A busy engine can answer one question in two ways for a moment.
+PROBE_ATTEMPTS = 3
 BASE_RETRY_SECONDS = 5.0
 #: The store's own patience per request; the agent asks again by itself, and reports in between.
 STORE_WAIT_SECONDS = 20.0
@@ -261,12 +263,16 @@ class Agent:
         asked, fetched = self.known.desired.probe, self.known.fetched.get(adapter.digest)
         prompts = prompts_for(asked.prompts, fetched.prompts if fetched else ())
         try:
-            effect = await probe.measure(engine, model_of(adapter), prompts)
+            for _ in range(PROBE_ATTEMPTS):
+                effect = await probe.measure(engine, model_of(adapter), prompts)
+                if effect.clear:
+                    break
+                log.warning("%s: the engine's answers are too noisy to prove anything: %s", model_of(adapter), effect)
         except EngineRefused as refused:
             self._refuse(adapter, "ProbeFailed", f"vLLM refused the probe: {refused.message}", RETRY_SECONDS)
             return
         if refusal := effect.refusal(asked.min_logprob_delta):
-            self._refuse(adapter, *refusal, None)
+            self._refuse(adapter, *refusal, None if effect.clear else RETRY_SECONDS)
             return
         self.known.verified[model_of(adapter)] = effect.delta
         log.info("%s: proved, log probabilities differ by %.3g from the base's", model_of(adapter), effect.delta)

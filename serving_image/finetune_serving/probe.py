@@ -20,10 +20,16 @@ NOISE_FACTOR = 3.0
 
 @dataclass(frozen=True)
 class Effect:
-    """`delta`: mean difference of log probabilities, on the prompt where it is largest; `noise`: of base and base."""
+    """On one prompt. `delta`: mean difference of log probabilities between adapter and base model; `noise`: the same
+    between two answers of one of them, the larger."""
 
     delta: float
     noise: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference, or that there is none, is more than the engine's noise."""
+        return self.delta >= NOISE_FACTOR * self.noise
 
     def refusal(self, min_delta: float) -> tuple[str, str] | None:
         """(reason, message) when the adapter does not prove itself; a `min_delta` of 0 asks for no proof."""
@@ -40,7 +46,7 @@ class Effect:
                 f"spec.probe.minLogprobDelta {min_delta:.2g}: train longer, or set spec.probe.prompts to the kind of "
                 "prompts that this adapter was trained on"
             )
-        if self.delta < NOISE_FACTOR * self.noise:
+        if not self.clear:
             return "NoEffect", (
                 f"log probabilities differ from the base model's by {self.delta:.2g}, which is not above the engine's "
                 f"own noise {self.noise:.2g}: set spec.probe.prompts to prompts that this adapter was trained on"
@@ -49,16 +55,19 @@ class Effect:
 
 
 async def measure(engine: Engine, model: str, prompts: Sequence[str]) -> Effect:
-    """Has every prompt continued by the base model, by the adapter and by the base model again."""
-    delta, noise = 0.0, 0.0
-    for prompt in prompts:
-        texts = beginnings(prompt)
-        base = await engine.next_logprobs(BASE, texts)
-        tuned = await engine.next_logprobs(model, texts)
-        again = await engine.next_logprobs(BASE, texts)
-        delta = max(delta, mean_difference(base, tuned))
-        noise = max(noise, mean_difference(base, again))
-    return Effect(delta, noise)
+    """The effect on the prompt that shows it best: one that the engine answers differently each time proves nothing."""
+    effects = [await measure_on(engine, model, prompt) for prompt in prompts]
+    return max(effects, key=lambda effect: (effect.clear, effect.delta))
+
+
+async def measure_on(engine: Engine, model: str, prompt: str) -> Effect:
+    """Has the prompt continued by the base model and by the adapter, twice each in turn."""
+    texts = beginnings(prompt)
+    base, tuned, base_again, tuned_again = [
+        await engine.next_logprobs(asked, texts) for asked in (BASE, model, BASE, model)
+    ]
+    noise = max(mean_difference(base, base_again), mean_difference(tuned, tuned_again))
+    return Effect(mean_difference(base, tuned), noise)
 
 
 def beginnings(prompt: str) -> list[str]:

@@ -9,7 +9,7 @@ from finetune_serving.artifact import Fetched, Unservable, engine_rank
 from finetune_serving.desired import Desired, DesiredAdapter, DesiredBase
 from finetune_serving.engine import EngineState
 from finetune_serving.plan import Fetch, Known, Load, Measure, Refusal, Unload, next_step
-from finetune_serving.probe import Effect, beginnings, mean_difference
+from finetune_serving.probe import Effect, beginnings, mean_difference, measure
 from finetune_serving.routes import Aliases, Route
 
 A, B, C = (DesiredAdapter(name="bot", digest="sha256:" + text * 32, uri="s3://x/a") for text in ("aa", "bb", "cc"))
@@ -137,6 +137,26 @@ def test_a_rank_that_vllm_does_not_have_is_refused() -> None:
 def test_what_proves_an_effect(effect: Effect, min_delta: float, words: str) -> None:
     refusal = effect.refusal(min_delta)
     assert (refusal is not None and words in refusal[1]) if words else refusal is None
+
+
+class Wavering:
+    """An engine whose base model answers `noisy` prompts otherwise each time; the adapter always differs by 1."""
+
+    def __init__(self, noisy: set[str]) -> None:
+        self.noisy, self.asked = noisy, 0
+
+    async def next_logprobs(self, model: str, prompts: list[str]) -> list[dict[str, float]]:
+        self.asked += 1
+        wavers = self.asked * 10.0 if prompts[-1] in self.noisy and model == "base" else 0.0
+        return [{"a": -(wavers + (model != "base"))} for _ in prompts]
+
+
+@pytest.mark.parametrize("noisy, clear", [(set(), True), ({"one"}, True), ({"one", "two"}, False)])
+async def test_a_prompt_that_wavers_proves_nothing_and_hides_nothing(noisy: set[str], clear: bool) -> None:
+    effect = await measure(Wavering(noisy), MODEL_A, ["one", "two"])  # type: ignore[arg-type]
+    assert effect.clear == clear
+    assert (effect.refusal(0.001) is None) == clear
+    assert effect.delta == 1.0 or not clear
 
 
 def test_a_prompt_is_compared_at_several_places() -> None:
