@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus
 from finetune_trainer.digest import hash_tree, hex_of, short, tree_digest
 from finetune_trainer.failures import INTERNAL_ERROR, NON_FINITE_LOSS, UPLOAD_FAILED, RunFailure
 from finetune_trainer.initialization import Tensors
-from finetune_trainer.modelcard import model_card
+from finetune_trainer.modelcard import base_name, model_card
 from finetune_trainer.runspec import RunSpec
 from finetune_trainer.store import Store
 
@@ -45,17 +44,6 @@ def write_adapter(model: "PeftModel", run: RunSpec, folder: Path, initial: Tenso
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes 0600, which another user's pod cannot read
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return config
-
-
-def base_name(spec: FineTuneSpec) -> str:
-    """The base model's name that means the same everywhere: hub repository, s3:// address, or claim and path."""
-    source = spec.base_model
-    if source.hugging_face:
-        return source.hugging_face.repo
-    if source.s3:
-        return source.s3.uri
-    assert source.persistent_volume_claim
-    return f"pvc://{source.persistent_volume_claim.claim_name}/{source.persistent_volume_claim.path}"
 
 
 def portable_config(config: dict[str, Any], base: str, run: RunSpec) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def build_dataset(
     about = status.model_dump(by_alias=True, exclude={"digest", "uri"}) | {
         "learnedTokens": learned,
         "lengths": prepared.percentiles(lengths),
+        "histogram": prepared.histogram(lengths),
         "overlap": overlap,
         "maxLength": max_length,
         "packing": packing,

@@ -77,13 +77,15 @@ def read(folder: Path) -> Snapshot:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `<prefix>/step-<n>/` of the store.
+    """The checkpoints of one run, in `<run>/checkpoints/step-<n>/` of the store.
 
-    Uploads run beside the training, one at a time; a failed one fails the run at the next save.
+    Uploads run beside the training, one at a time; a failed one fails the run at the next save. With each the run's
+    metrics.jsonl becomes what it was at that step.
     """
 
-    def __init__(self, store: Store, prefix: str, scratch: Path, keep: int) -> None:
-        self.store, self.prefix, self.scratch, self.keep = store, prefix, scratch, keep
+    def __init__(self, store: Store, run: str, scratch: Path, keep: int) -> None:
+        self.store, self.run, self.scratch, self.keep = store, run, scratch, keep
+        self.prefix = f"{run}/checkpoints"
         self._uploader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._upload: Future[None] | None = None
 
@@ -132,6 +134,7 @@ class Checkpoints:
         try:
             write(snapshot, folder)
             self.store.upload_tree(folder, f"{self.prefix}/step-{step}", {"step": step})
+            self.store.put_file(f"{self.run}/{METRICS}", folder / METRICS)
             log.info("checkpoint: step-%d saved to %s", step, self.store.uri(f"{self.prefix}/step-{step}"))
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -71,11 +71,11 @@ def compare(
 
 def write_answers(
     store: Store, key: str, model: Any, initial: Tensors, spec: FineTuneSpec, folder: Path, dataset: Path
-) -> None:
-    """Greedy answers of base and adapter to `evaluation.samples`, as JSON in the bucket."""
+) -> list[dict[str, str]]:
+    """Greedy answers of base and adapter to `evaluation.samples`, at most ANSWER_TOKENS long, as JSON in the bucket."""
     prompts = spec.evaluation.samples
     if not prompts:
-        return
+        return []
     tokenizer = load_tokenizer(folder, dataset, spec.base_model.trust_remote_code)
     network = model.get_base_model()
     training_attention = network.config._attn_implementation
@@ -89,6 +89,7 @@ def write_answers(
         network.set_attn_implementation(training_attention)
     told = [{"prompt": p, "base": b, "adapter": a} for p, b, a in zip(prompts, plain, tuned, strict=True)]
     store.put_json(key, told)
+    return told
 
 
 @torch.no_grad()

@@ -110,6 +110,7 @@ class Fit:
         state.last_loss = mean
         state.metrics.append(
             {"step": state.step, "loss": mean, "gradNorm": norm, "learningRate": learning_rate, "tokens": state.tokens}
+            | {"time": round(time.time(), 3)}
         )
 
     def learning_rate(self) -> float:
@@ -150,6 +151,7 @@ class Fit:
         ):
             return False
         state.eval_loss = evaluate()
+        state.metrics[-1]["evalLoss"] = state.eval_loss
         if state.best_loss is None or state.eval_loss < state.best_loss:
             state.best_loss, state.best_step, state.stale_evaluations = state.eval_loss, state.step, 0
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}

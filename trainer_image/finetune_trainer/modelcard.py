@@ -3,8 +3,20 @@
 import json
 from typing import Any
 
+from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import EvaluationStatus
 from finetune_trainer.runspec import RunSpec
+
+
+def base_name(spec: FineTuneSpec) -> str:
+    """The base model's name that means the same everywhere: hub repository, s3:// address, or claim and path."""
+    source = spec.base_model
+    if source.hugging_face:
+        return source.hugging_face.repo
+    if source.s3:
+        return source.s3.uri
+    assert source.persistent_volume_claim
+    return f"pvc://{source.persistent_volume_claim.claim_name}/{source.persistent_volume_claim.path}"
 
 
 def model_card(run: RunSpec, config: dict[str, Any], trained_parameters: int, evaluation: EvaluationStatus) -> str:

@@ -1,22 +1,30 @@
-"""What a run leaves under `runs/<run id>/`: run.json, metrics.jsonl, and result.json once its adapter is whole."""
+"""What a run leaves under `runs/<run id>/`: run.json, report.html, and result.json once its adapter is whole."""
 
-import json
 import logging
 from typing import Any
 
 from pydantic import ValidationError
 
 from finetune_trainer.digest import hex_of
+from finetune_trainer.failures import STORAGE_UNAUTHORIZED, STORAGE_UNAVAILABLE, UPLOAD_FAILED, RunFailure
 from finetune_trainer.gates import judge
+from finetune_trainer.page import render
 from finetune_trainer.runspec import RunSpec, TrainResult
 from finetune_trainer.store import Store
+from finetune_trainer.story import Story
 
 log = logging.getLogger(__name__)
+
+STORE_IS_GONE = (STORAGE_UNAVAILABLE, STORAGE_UNAUTHORIZED, UPLOAD_FAILED)
 
 
 def folder(run: RunSpec) -> str:
     assert run.prepared
     return f"runs/{run.prepared.run_id}"
+
+
+def samples_key(run: RunSpec) -> str:
+    return f"{folder(run)}/samples.json"
 
 
 def finished_result(store: Store, run: RunSpec) -> TrainResult | None:
@@ -32,6 +40,8 @@ def finished_result(store: Store, run: RunSpec) -> TrainResult | None:
     if store.verify_tree(f"adapters/{hex_of(result.adapter.digest)}") is None:
         log.warning("the adapter of an earlier attempt is not whole any more; training again")
         return None
+    if not _answered(store, run):
+        return None  # as with unmeasured gates: its last checkpoint is there, only the evaluation is done again
     gates, measured = run.spec.evaluation.gates, result.evaluation
     if measured is None or any(gate.metric not in measured.adapter for gate in gates):
         return None if gates else result  # its last checkpoint is there: only the evaluation is done again
@@ -39,6 +49,12 @@ def finished_result(store: Store, run: RunSpec) -> TrainResult | None:
     adapter = result.adapter.model_copy(update={"gate_passed": evaluation.passed})
     log.info("run %s is done already: adapter %s", result.adapter.run_id, result.adapter.digest)
     return result.model_copy(update={"evaluation": evaluation, "adapter": adapter})
+
+
+def _answered(store: Store, run: RunSpec) -> bool:
+    """Whether base and adapter have answered every prompt that is asked for now."""
+    asked = set(run.spec.evaluation.samples)
+    return not asked or asked <= {told["prompt"] for told in store.get_json(samples_key(run)) or []}
 
 
 def write_run(store: Store, run: RunSpec, figures: dict[str, Any]) -> None:
@@ -58,10 +74,23 @@ def write_run(store: Store, run: RunSpec, figures: dict[str, Any]) -> None:
     )
 
 
-def write_metrics(store: Store, run: RunSpec, metrics: list[dict[str, Any]]) -> None:
-    """metrics.jsonl: one line per optimizer step."""
-    lines = "".join(json.dumps(line) + "\n" for line in metrics)
-    store.put_bytes(f"{folder(run)}/metrics.jsonl", lines.encode(), "application/jsonl")
+def write_report(store: Store, story: Story) -> str:
+    """report.html; returns its address, empty when it could not be written: an adapter is not lost for a page."""
+    key = f"{folder(story.run)}/report.html"
+    try:
+        store.put_bytes(key, render(story).encode(), "text/html; charset=utf-8")
+    except Exception as error:  # noqa: BLE001  # whatever the data brought with it
+        log.warning("report: %s cannot be written: %s", store.uri(key), error)
+        return ""
+    log.info("report: %s", store.uri(key))
+    return store.uri(key)
+
+
+def write_failed_report(store: Store, story: Story, error: Exception) -> None:
+    """report.html of a run that failed once it had made steps."""
+    story.failure = str(error)
+    if story.metrics and not (isinstance(error, RunFailure) and error.reason in STORE_IS_GONE):
+        write_report(store, story)
 
 
 def write_result(store: Store, run: RunSpec, result: TrainResult) -> TrainResult:

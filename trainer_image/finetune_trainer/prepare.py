@@ -71,7 +71,9 @@ def main(spec: RunSpec) -> Result:
         total_steps=total_steps(built.rows, training.batch_size, training.epochs, training.max_steps),
     )
     if done := finished_result(store, spec.model_copy(update={"prepared": result})):
-        result = result.model_copy(update={"reused": Reused(adapter=done.adapter, evaluation=done.evaluation)})
+        result = result.model_copy(
+            update={"reused": Reused(adapter=done.adapter, evaluation=done.evaluation, report=done.report)}
+        )
     log.info("prepared: run %s, %d steps%s", run, result.total_steps, ", trained before" if done else "")
     return Result(stage=spec.stage, job=spec.job, run_id=run, prepared=result)
 

@@ -92,6 +92,15 @@ def percentiles(lengths: np.ndarray) -> dict[str, int]:
     }
 
 
+def histogram(lengths: np.ndarray, bars: int = 24) -> dict[str, list[int]]:
+    """How many samples have which length: counts[i] of them have edges[i] to edges[i + 1] - 1 tokens."""
+    if not len(lengths):
+        return {}
+    width = int(lengths.max()) // bars + 1
+    counts = np.bincount(lengths // width)
+    return {"edges": [index * width for index in range(len(counts) + 1)], "counts": counts.tolist()}
+
+
 def preview(tokens: Tokens, tokenizer: ModelTokenizer, limit: int = 2048) -> list[dict[str, Any]]:
     """One sample as the model sees it: pieces of text, each with whether it is learned."""
     ids, learned = tokens.input_ids[:limit], tokens.labels[:limit] != IGNORE

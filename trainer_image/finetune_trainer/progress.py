@@ -78,10 +78,11 @@ class Progress:
             "tokensPerSecond": round(self.tokens_per_second, 1),
             "trainSeconds": round(time.monotonic() - self._start, 1),
             "steps": self.fit.state.step - self._start_step,
+            "processSeconds": round(process_age(), 1),
             "microBatch": self.fit.plan.micro_batch,
         }
 
-    def result(self, adapter: AdapterStatus, evaluation: EvaluationStatus) -> TrainResult:
+    def result(self, adapter: AdapterStatus, evaluation: EvaluationStatus, report: str) -> TrainResult:
         """What the operator is told in the end."""
         return TrainResult(
             adapter=adapter,
@@ -91,6 +92,7 @@ class Progress:
             resumed_from_step=self.resumed_from,
             seconds_to_first_step=self.seconds_to_first_step,
             micro_batch=self.fit.plan.micro_batch,
+            report=report,
         )
 
 

@@ -41,6 +41,7 @@ class Reused(Status):
 
     adapter: AdapterStatus
     evaluation: EvaluationStatus | None = None
+    report: str = ""
 
 
 class PrepareResult(Status):
@@ -64,6 +65,7 @@ class TrainResult(Status):
     resumed_from_step: int | None = None
     seconds_to_first_step: float | None = None
     micro_batch: int | None = None
+    report: str = ""  # address of report.html
 
 
 class ExportResult(Status):

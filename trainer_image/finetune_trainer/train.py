@@ -14,11 +14,20 @@ from pathlib import Path
 from finetune_trainer.failures import CUDA_OUT_OF_MEMORY, RunFailure
 from finetune_trainer.inputs import copy_tokenizer, start_download
 from finetune_trainer.interruption import Sigterm
-from finetune_trainer.outcome import finished_result, folder, write_metrics, write_result, write_run
+from finetune_trainer.outcome import (
+    finished_result,
+    folder,
+    samples_key,
+    write_failed_report,
+    write_report,
+    write_result,
+    write_run,
+)
 from finetune_trainer.report import Reporter
 from finetune_trainer.runspec import Result, RunSpec, TrainResult
 from finetune_trainer.stage import Interrupted
 from finetune_trainer.store import Store
+from finetune_trainer.story import Story
 
 log = logging.getLogger(__name__)
 WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
@@ -34,7 +43,19 @@ def main(run: RunSpec) -> Result:
 
 
 def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
-    """One attempt, from the newest checkpoint if there is one."""
+    """One attempt, from the newest checkpoint if there is one; report.html tells of it, however it ends."""
+    story = Story(run)
+    try:
+        return attempt(run, store, work, story)
+    except Interrupted:
+        raise
+    except Exception as error:
+        write_failed_report(store, story, error)
+        raise
+
+
+def attempt(run: RunSpec, store: Store, work: Path, story: Story) -> TrainResult:
+    """What `train` does; `story` is kept up to date with it."""
     assert run.prepared
     spec, prepared, sigterm = run.spec, run.prepared, Sigterm()
     inputs = start_download(prepared, store, work)
@@ -63,7 +84,7 @@ def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
         device = find_device(spec.resources.gpus, run.pretend_gpu)
         precision = find_precision(spec, device)
         world = join(run, device)
-        checkpoints = Checkpoints(store, f"{folder(run)}/checkpoints", work / "checkpoints", spec.checkpoint.keep)
+        checkpoints = Checkpoints(store, folder(run), work / "checkpoints", spec.checkpoint.keep)
         snapshot = checkpoints.newest()
 
         base = load_base_model(inputs.model(), spec, precision, device)
@@ -80,6 +101,8 @@ def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
         if snapshot:
             fit.resume(snapshot)
         share_start(world, list(fit.parameters.values()))
+        story.metrics, story.total_steps, story.resumed_from = fit.state.metrics, plan.steps, fit.state.step or None
+        story.read_dataset(inputs.dataset())
 
         def measure() -> dict[str, float]:
             return evaluate(model, objective, held_out, plan.micro_batch, world, device) if held_out else {}
@@ -88,18 +111,18 @@ def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
         with sigterm.deferred():
             done = fit.run(checkpoints.save, progress.step, lambda: sigterm.received, lambda: measure()["loss"])
             checkpoints.wait()
-        write_metrics(store, run, fit.state.metrics)
         if not done:
             raise Interrupted(f"interrupted after step {fit.state.step}/{plan.steps}; its checkpoint is saved")
 
-        evaluation = compare(model, initial, measure, spec.evaluation.gates)
-        write_answers(store, f"{folder(run)}/samples.json", model, initial, spec, inputs.model(), inputs.dataset())
+        evaluation = story.evaluation = compare(model, initial, measure, spec.evaluation.gates)
+        story.answers = write_answers(store, samples_key(run), model, initial, spec, inputs.model(), inputs.dataset())
         config = adapter.write_adapter(model, run, work / "adapter", initial)
         copy_tokenizer(inputs.model(), inputs.dataset(), work / "adapter")
         count = sum(parameter.numel() for parameter in fit.parameters.values())
         prompts = decoded_prompts(rows, inputs.model())
-        status = adapter.publish(run, store, work / "adapter", config, count, evaluation, prompts)
-        write_run(store, run, {**progress.figures(), **peak_memory()})
-        return write_result(store, run, progress.result(status, evaluation))
+        status = story.adapter = adapter.publish(run, store, work / "adapter", config, count, evaluation, prompts)
+        story.figures = {**progress.figures(), **peak_memory()}
+        write_run(store, run, story.figures)
+        return write_result(store, run, progress.result(status, evaluation, write_report(store, story)))
     except torch.OutOfMemoryError as error:
         raise RunFailure(CUDA_OUT_OF_MEMORY, str(error).partition("\n")[0]) from error

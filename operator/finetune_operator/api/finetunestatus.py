@@ -53,6 +53,7 @@ class RunStatus(Status):
         max_length=32,
         description="What was changed to go on, e.g. a smaller micro batch after running out of memory.",
     )
+    report: Text = Field(default="", description="Page with curves, data, answers and figures of the run.")
     disruptions: int = Field(
         default=0, ge=0, description="Attempts that ended by eviction, preemption, node loss or suspension."
     )

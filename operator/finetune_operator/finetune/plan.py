@@ -143,7 +143,8 @@ def take_up_preparation(view: View) -> Plan | None:
     if prepared.reused is not None:
         note = f"run {prepared.run_id} is in the bucket already, verified: nothing is trained again"
         made = prepared.reused
-        reused = _updated(known, adapter=made.adapter, evaluation=made.evaluation, progress=None)
+        run = run.model_copy(update={"report": made.report})
+        reused = _updated(known, run=run, adapter=made.adapter, evaluation=made.evaluation, progress=None)
         return _succeed(view, reused, "ReusedExisting", note, (event,))
     if prepared.estimate is not None and prepared.estimate.verdict == "DoesNotFit":
         failed = _fail(
@@ -173,6 +174,7 @@ def take_up_training(view: View) -> Plan | None:
         update={
             "resumed_from_step": trained.resumed_from_step,
             "micro_batch": trained.micro_batch or view.run.micro_batch,
+            "report": trained.report,
         }
     )
     known = _updated(view.status, run=run, progress=progress, adapter=trained.adapter, evaluation=trained.evaluation)

@@ -227,10 +227,32 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_failure_unless_it_is_pre
 
 
 def test_samples_are_answered_by_base_and_adapter(bench: Bench) -> None:
-    bench.train(finetune_spec(evaluation={"samples": ["alpha beta"]}, training={"maxSteps": 2}))
+    from finetune_trainer.outcome import finished_result
+
+    asked = finetune_spec(evaluation={"samples": ["alpha beta"]}, training={"maxSteps": 2})
+    result = bench.train(asked)
     (told,) = bench.store.get_json(f"{RUN}/samples.json")
     assert told["prompt"] == "alpha beta"
     assert set(told) == {"prompt", "base", "adapter"}
+    page = bench.store.get_bytes(f"{RUN}/report.html").decode()
+    assert "alpha beta" in page and result.adapter.digest in page
+    assert result.report == bench.store.uri(f"{RUN}/report.html")
+    assert finished_result(bench.store, bench.run_spec(asked)) == result
+    more = finetune_spec(evaluation={"samples": ["alpha beta", "gamma"]}, training={"maxSteps": 2})
+    assert finished_result(bench.store, bench.run_spec(more)) is None, "a new prompt is answered from the checkpoint"
+
+
+def test_a_run_that_fails_late_leaves_its_report(bench: Bench) -> None:
+    from finetune_trainer.failures import RunFailure
+    from finetune_trainer.outcome import write_failed_report
+    from finetune_trainer.story import Story
+
+    story = Story(bench.run_spec(finetune_spec()))
+    write_failed_report(bench.store, story, RunFailure("GPUNotVisible", "no GPU"))
+    assert not bench.store.exists(f"{RUN}/report.html"), "before the first step there is nothing to tell"
+    story.metrics = [{"step": 1, "loss": 2.0}]
+    write_failed_report(bench.store, story, RunFailure("NonFiniteLoss", "the loss became nan"))
+    assert "the loss became nan" in bench.store.get_bytes(f"{RUN}/report.html").decode()
 
 
 def _command(bench: Bench, spec: Any, tmp_path: Path) -> tuple[list[str], dict[str, str]]:
