@@ -63,7 +63,7 @@ chart: cluster-binaries
 unit: $(VENV) cluster-binaries ## Unit tests
 	@# The trainer switches the hub clients of its process offline, so the clients are tested in one of their own.
 	@$(PYTEST) tests/hub_server
-	@$(PYTEST) tests/unit
+	@OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist worksteal tests/unit
 
 integration: $(VENV) cluster-binaries ## Tests against a real API server
 	@$(PYTEST) tests/integration
