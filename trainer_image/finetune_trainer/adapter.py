@@ -50,7 +50,9 @@ def portable_config(config: dict[str, Any], base: str, run: RunSpec) -> dict[str
     """PEFT's configuration without what differs from run to run: paths, the order of sets, the way it was initialised."""
     config = {key: _plain(value) for key, value in config.items()}
     config["base_model_name_or_path"] = base
-    config["revision"] = run.prepared.base_model.revision if run.spec.base_model.hugging_face and run.prepared else None
+    config["revision"] = (
+        run.prepared.base_model.revision or None if run.spec.base_model.hugging_face and run.prepared else None
+    )
     config["inference_mode"] = True
     if "init_lora_weights" in config:
         config["init_lora_weights"] = True  # otherwise loading would take the start out of the base weights again

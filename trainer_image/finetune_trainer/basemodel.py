@@ -36,9 +36,13 @@ class Resolved(NamedTuple):
     directory: Path
 
 
-def resolve(source: BaseModelSource, store: Store, directory: Path, mount: Path = MOUNT) -> Resolved:
-    """Resolve the base model of a FineTune; weights are hashed but not kept."""
+def resolve(
+    source: BaseModelSource, store: Store, directory: Path, mount: Path = MOUNT, here: Path | None = None
+) -> Resolved:
+    """Resolve the base model of a FineTune; weights are hashed but not kept. `here`: a folder to use in its place."""
     directory.mkdir(parents=True, exist_ok=True)
+    if here:
+        return _from_folder(here.resolve(), str(here), store, source.trust_remote_code, revision="")
     if source.s3:
         return _from_s3(source.s3.uri, store, directory, source.trust_remote_code)
     if source.persistent_volume_claim:
@@ -59,7 +63,7 @@ def download(
     manifest = _manifest(store, status.digest)
     if status.uri.startswith("file://"):
         path = Path(status.uri.removeprefix("file://"))
-        _check_volume(path, manifest)
+        _check_folder(path, manifest)
         return path
     if manifest is None:
         raise RunFailure(
@@ -151,24 +155,29 @@ def _from_volume(mount: Path, path: str, store: Store, remote_code: bool) -> Res
             BASE_MODEL_NOT_FOUND,
             f"baseModel.persistentVolumeClaim.path: there is no folder {path or '/'} on the volume",
         )
+    return _from_folder(folder, f"baseModel.persistentVolumeClaim.path: {path or '/'}", store, remote_code)
+
+
+def _from_folder(folder: Path, what: str, store: Store, remote_code: bool, revision: str | None = None) -> Resolved:
     names = [entry.name for entry in folder.iterdir() if entry.is_file()]
     if lack := modelfiles.missing(names):
-        raise _refuse(f"baseModel.persistentVolumeClaim.path: {path or '/'}", lack)
+        raise _refuse(what, lack)
     chosen = modelfiles.model_files(names, remote_code)
-    log.info("base model: hashing %d files on the volume", len(chosen))
+    log.info("base model: hashing %d files in %s", len(chosen), folder)
     files = [digests.File(name, *digests.hash_file(folder / name)) for name in chosen]
     digest = _record(store, files, f"file://{folder}")
     count = modelfiles.parameters(chosen, lambda name, offset, length: _read(folder / name, offset, length))
-    return Resolved(_status(digests.short(digest), digest, f"file://{folder}", count), folder)
+    known = digests.short(digest) if revision is None else revision
+    return Resolved(_status(known, digest, f"file://{folder}", count), folder)
 
 
-def _check_volume(path: Path, manifest: dict[str, Any] | None) -> None:
+def _check_folder(path: Path, manifest: dict[str, Any] | None) -> None:
     for file in digests.files_of(manifest) if manifest else []:
         here = path / file.path
         if not here.is_file() or here.stat().st_size != file.size:
             raise RunFailure(
                 DIGEST_MISMATCH,
-                f"baseModel.persistentVolumeClaim: {file.path} changed on the volume since the run was prepared",
+                f"baseModel: {file.path} in {path} changed since the run was prepared; start a new run",
             )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.check import Problems, read_samples
+from finetune_trainer.datafiles import files_at
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.finetunefile import BadFile, read_finetune
 from finetune_trainer.rows import DataFile
-from finetune_trainer.sources import data_files
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -42,12 +42,11 @@ def _spec(arguments: argparse.Namespace) -> FineTuneSpec:
 
 
 def _files(path: Path) -> list[DataFile]:
-    if path.is_dir():
-        names = data_files([file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()])
-        return [DataFile(path / name, name) for name in names]
-    if not path.is_file():
+    if not path.exists():
         raise BadFile(f"{path} does not exist")
-    return [DataFile(path, path.name)]
+    if not (found := files_at(path)):
+        raise BadFile(f"{path}: there are no files in this folder")
+    return found
 
 
 def _without_tokens(files: list[DataFile], spec: FineTuneSpec) -> None:

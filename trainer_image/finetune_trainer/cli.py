@@ -13,6 +13,18 @@ def parser() -> argparse.ArgumentParser:
         prog="finetune", description="Prepare, train and export a FineTune: in its Jobs, or on this machine."
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="prepare and train a FineTune on this machine, without a cluster")
+    run.add_argument("file", metavar="FILE", help="a FineTune in YAML")
+    run.add_argument(
+        "--output", metavar="DIR", default="finetune-output",
+        help="where adapters, checkpoints and data go, laid out like the bucket (default: finetune-output)",
+    )  # fmt: skip
+    run.add_argument("--base-model", metavar="DIR", help="a model's folder, instead of what baseModel names")
+    run.add_argument(
+        "--data", metavar="[ROLE=]PATH", action="append", default=[],
+        help="rows, instead of what dataset.train names; evaluation=PATH: instead of dataset.evaluation",
+    )  # fmt: skip
+    run.add_argument("--cpu", action="store_true", help="train on the CPU, whatever resources.gpus says")
     for stage, text in {
         "prepare": "fetch and check data and base model, tokenize, estimate memory (CPU)",
         "train": "train, evaluate and upload the adapter",
@@ -48,6 +60,10 @@ def main(argv: list[str] | None = None) -> int:
 
         return int(merge(argv[1:]) or 0)
     arguments = parser().parse_args(argv)
+    if arguments.command == "run":
+        from finetune_trainer.local import main as run
+
+        return run(arguments)
     if arguments.command == "check-data":
         from finetune_trainer.check_data import main as check_data
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from finetune_operator.api.dataset import ConfigMapSource
 from finetune_operator.api.finetune import FineTune
+from finetune_trainer.rows import DataFile
 
 
 class BadFile(Exception):
@@ -16,11 +19,7 @@ class BadFile(Exception):
 
 def read_finetune(path: Path) -> FineTune:
     """The FineTune in a YAML file, which may hold other objects too."""
-    try:
-        documents = [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadFile(f"{path} cannot be read: {error}") from error
-    found = [document for document in documents if isinstance(document, dict) and document.get("kind") == "FineTune"]
+    found = [document for document in _documents(path) if document.get("kind") == "FineTune"]
     if len(found) != 1:
         raise BadFile(
             f"{path} holds {len(found)} FineTunes: one is needed (apiVersion: finetune.dev/v1alpha1, kind: FineTune)"
@@ -30,3 +29,21 @@ def read_finetune(path: Path) -> FineTune:
     except ValidationError as error:
         wrong = "\n".join(f"  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise BadFile(f"{path} is not a valid FineTune:\n{wrong}") from error
+
+
+def config_map_file(path: Path, source: ConfigMapSource, directory: Path) -> DataFile | None:
+    """The file of a ConfigMap that stands beside the FineTune in its YAML file, written to `directory`."""
+    for document in _documents(path):
+        named = (document.get("metadata") or {}).get("name")
+        if document.get("kind") == "ConfigMap" and named == source.name and source.key in (document.get("data") or {}):
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / source.key).write_text(document["data"][source.key], encoding="utf-8")
+            return DataFile(directory / source.key, source.key)
+    return None
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if isinstance(one, dict)]
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadFile(f"{path} cannot be read: {error}") from error

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from finetune_operator.api.finetunestatus import DatasetStatus
 from finetune_trainer import basemodel, sources
@@ -24,6 +24,7 @@ from finetune_trainer.estimate import estimate_run
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.interruption import Sigterm
 from finetune_trainer.outcome import finished_result
+from finetune_trainer.rows import DataFile
 from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, run_id
 from finetune_trainer.schedule import total_steps
 from finetune_trainer.store import Store
@@ -35,21 +36,37 @@ Answer = TypeVar("Answer")
 WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
 
 
+class Here(NamedTuple):
+    """What is on this machine already, in place of the sources that the FineTune names."""
+
+    base_model: Path | None = None
+    train: list[DataFile] | None = None
+    evaluation: list[DataFile] | None = None
+
+
 def main(spec: RunSpec) -> Result:
     """Run the prepare stage; RunFailure says what is wrong with the FineTune."""
     Sigterm()  # ends the process at once: a container's first process would ignore the signal, and nothing is lost
+    store = Store(spec.storage, secret_name=_secret_name(spec))
+    prepared = prepare(spec, store, WORK / "prepare")
+    return Result(stage=spec.stage, job=spec.job, run_id=prepared.run_id, prepared=prepared)
+
+
+def prepare(spec: RunSpec, store: Store, work: Path, here: Here | None = None) -> PrepareResult:
+    """Everything before the GPU, with `work` as its scratch folder."""
     if refused := list(refusals(spec.spec)):
         raise RunFailure(UNSUPPORTED_COMBINATION, "\n".join(refused))
-    store = Store(spec.storage, secret_name=_secret_name(spec))
-    work = WORK / "prepare"
     shutil.rmtree(work, ignore_errors=True)
+    here = here or Here()
 
     # Mirroring or hashing a large model takes minutes; a bad row is told before that.
-    resolving = _in_background(lambda: basemodel.resolve(spec.spec.base_model, store, work / "base-model"))
+    resolving = _in_background(
+        lambda: basemodel.resolve(spec.spec.base_model, store, work / "base-model", here=here.base_model)
+    )
     dataset = spec.spec.dataset
-    train = sources.fetch(dataset.train, "train", store, work / "train")
-    evaluation = None
-    if dataset.evaluation is not None and dataset.evaluation.fraction is None:
+    train = here.train or sources.fetch(dataset.train, "train", store, work / "train")
+    evaluation = here.evaluation
+    if evaluation is None and dataset.evaluation is not None and dataset.evaluation.fraction is None:
         evaluation = sources.fetch(dataset.evaluation, "evaluation", store, work / "evaluation")
     if not resolving.done():
         for files in filter(None, (train, evaluation)):
@@ -75,7 +92,7 @@ def main(spec: RunSpec) -> Result:
             update={"reused": Reused(adapter=done.adapter, evaluation=done.evaluation, report=done.report)}
         )
     log.info("prepared: run %s, %d steps%s", run, result.total_steps, ", trained before" if done else "")
-    return Result(stage=spec.stage, job=spec.job, run_id=run, prepared=result)
+    return result
 
 
 def _in_background(work: Callable[[], Answer]) -> Future[Answer]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus, ProgressStatus
 from finetune_trainer.fit import Fit
-from finetune_trainer.report import Reporter
+from finetune_trainer.report import Listener
 from finetune_trainer.runspec import TrainResult
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,8 @@ LOG_INTERVAL = 10.0
 class Progress:
     """Called after every step; keeps the figures of the run."""
 
-    def __init__(self, fit: Fit, reporter: Reporter) -> None:
-        self.fit, self.reporter = fit, reporter
+    def __init__(self, fit: Fit, listener: Listener) -> None:
+        self.fit, self.listener = fit, listener
         self.resumed_from: int | None = fit.state.step or None
         self.seconds_to_first_step: float | None = None
         self.tokens_per_second = 0.0
@@ -37,7 +37,7 @@ class Progress:
             log.info(
                 "step %d: first step %.1f s after the start of the process", state.step, self.seconds_to_first_step
             )
-        if self.reporter.due() and self.reporter.progress(self.status()):
+        if self.listener.due() and self.listener.progress(self.status()):
             self._mark, self._mark_step, self._mark_tokens = moment, state.step, state.tokens
         if moment - self._logged >= LOG_INTERVAL or state.step == self.fit.plan.steps:
             self._logged = moment

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from finetune_operator.api.finetunestatus import ProgressStatus
 from finetune_trainer.runspec import Result, RunSpec
@@ -47,6 +47,13 @@ def trainer_status(progress: ProgressStatus) -> dict[str, Any]:
 def now() -> str:
     """The time as Kubernetes writes it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Listener(Protocol):
+    """Who is told how far a run is: the operator, or the terminal of `finetune run`."""
+
+    def due(self) -> bool: ...
+    def progress(self, progress: ProgressStatus) -> bool: ...
 
 
 class Reporter:

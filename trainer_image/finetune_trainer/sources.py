@@ -11,7 +11,7 @@ from typing import Literal
 from finetune_operator.api.dataset import DatasetSource, HuggingFaceDataset
 from finetune_trainer import hub
 from finetune_trainer.connection import ObjectNotFound
-from finetune_trainer.digest import MANIFEST
+from finetune_trainer.datafiles import data_files, files_at
 from finetune_trainer.failures import DATASET_NOT_FOUND, RunFailure
 from finetune_trainer.fetch import download
 from finetune_trainer.rows import DataFile
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 Role = Literal["train", "evaluation"]
 MOUNTS = Path("/data")  # configMaps and volumes: /data/train, /data/evaluation
-_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 
 
 def fetch(source: DatasetSource, role: Role, store: Store, directory: Path, mounts: Path = MOUNTS) -> list[DataFile]:
@@ -54,15 +53,6 @@ def fetch(source: DatasetSource, role: Role, store: Store, directory: Path, moun
     )
 
 
-def data_files(names: list[str]) -> list[str]:
-    """The files of a folder that hold rows: those with a known ending, or all when none has one."""
-    seen = [
-        name for name in names if not any(part.startswith((".", "_")) for part in name.split("/")) and name != MANIFEST
-    ]
-    known = [name for name in seen if _SUFFIXES & {suffix.lower() for suffix in PurePosixPath(name).suffixes}]
-    return sorted(known or seen)
-
-
 def _s3(uri: str, field: str, store: Store, directory: Path) -> list[DataFile]:
     folder, _, name = uri.rstrip("/").rpartition("/")
     try:
@@ -91,12 +81,9 @@ def _mounted(mount: Path, path: str) -> Path:
 
 
 def _local(path: Path, field: str, shown: str) -> list[DataFile]:
-    if path.is_file():
-        return [DataFile(path, path.name)]
-    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
-    if not (chosen := data_files(names)):
+    if not (found := files_at(path)):
         raise RunFailure(DATASET_NOT_FOUND, f"{field}: there are no files at {shown} on the volume")
-    return [DataFile(path / name, name) for name in chosen]
+    return found
 
 
 def _hub(source: HuggingFaceDataset, role: Role, directory: Path) -> DataFile:

@@ -36,8 +36,7 @@ def run_stage(stage: str, spec_path: str) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    for chatty in ("httpx", "httpx2", "urllib3", "huggingface_hub", "filelock", "fsspec", "datasets"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    quiet_libraries()
     try:
         spec = RunSpec.model_validate_json(Path(spec_path).read_bytes())
     except (OSError, ValidationError) as error:
@@ -51,7 +50,7 @@ def run_stage(stage: str, spec_path: str) -> int:
     except RunFailure as failure:
         result = Result.failed(spec, failure.reason, failure.message)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and out_of_space(error):
             result = Result.failed(spec, failures.DISK_FULL, f"no space left on the pod's volumes: {error}")
         else:
             log.exception("%s failed", stage)
@@ -59,6 +58,16 @@ def run_stage(stage: str, spec_path: str) -> int:
                 spec, failures.INTERNAL_ERROR, f"{type(error).__name__}: {error} (traceback in the pod's log)"
             )
     return finish(result, spec)
+
+
+def quiet_libraries() -> None:
+    """Leave the log to what we say."""
+    for chatty in ("httpx", "httpx2", "urllib3", "huggingface_hub", "filelock", "fsspec", "datasets"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def out_of_space(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def finish(result: Result, spec: RunSpec | None) -> int:

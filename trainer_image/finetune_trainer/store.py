@@ -3,7 +3,7 @@ back.
 
 All keys are relative to the store's `s3://bucket/prefix`; `at()` gives the same store at another place. Credentials
 come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN). Every error leaves as a
-RunFailure.
+RunFailure. `file:///folder` is a store too: that of `finetune run`, on one machine.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from minio import Minio
-
 from finetune_trainer import digest as digests
 from finetune_trainer import failures
 from finetune_trainer.connection import AWS, ObjectNotFound, Patience, connect, full_disk
 from finetune_trainer.failures import RunFailure
+from finetune_trainer.folder import FolderClient
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -60,7 +59,9 @@ class Object(NamedTuple):
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """(bucket, key without slashes around it) of `s3://bucket/key`."""
+    """(bucket, key without slashes around it) of `s3://bucket/key`; the bucket is empty for `file:///folder`."""
+    if uri.startswith("file:///"):
+        return "", uri.removeprefix("file:///").strip("/")
     parts = urlsplit(uri)
     if parts.scheme != "s3" or not parts.netloc:
         raise RunFailure(failures.STORAGE_UNAVAILABLE, f"{uri!r} is not an s3:// address; write s3://bucket/path")
@@ -68,7 +69,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 class Store:
-    """One bucket and prefix of an S3 server. Thread-safe."""
+    """One bucket and prefix of an S3 server, or one folder. Thread-safe."""
 
     def __init__(
         self,
@@ -79,20 +80,25 @@ class Store:
         stop: threading.Event | None = None,
     ) -> None:
         """`secret_name`: of the credentials, for messages. `stop`: set it to give up waiting for the server."""
-        self.endpoint = storage.endpoint or AWS
+        self.endpoint, self._storage = storage.endpoint or AWS, storage
         self.bucket, self.prefix = split_uri(storage.uri)
-        self._client: Minio = connect(storage.endpoint, storage.region)
+        self._client: Any = self._connect()  # a Minio, or the FolderClient
         self._patience = Patience(self.endpoint, wait_seconds, secret_name, stop or threading.Event())
 
     def at(self, uri: str) -> Store:
         """The same server and credentials at another s3:// address."""
         elsewhere = copy(self)
         elsewhere.bucket, elsewhere.prefix = split_uri(uri)
+        if bool(elsewhere.bucket) != bool(self.bucket):
+            elsewhere._client = elsewhere._connect()
         return elsewhere
 
+    def _connect(self) -> Any:
+        return connect(self._storage.endpoint, self._storage.region) if self.bucket else FolderClient()
+
     def uri(self, key: str = "") -> str:
-        """The s3:// address of a key."""
-        return f"s3://{self.bucket}/{self._key(key)}".rstrip("/")
+        """The address of a key: s3://, or file:// in a folder."""
+        return f"{'s3' if self.bucket else 'file'}://{self.bucket}/{self._key(key)}".rstrip("/")
 
     # single objects
 

@@ -23,7 +23,7 @@ from finetune_trainer.outcome import (
     write_result,
     write_run,
 )
-from finetune_trainer.report import Reporter
+from finetune_trainer.report import Listener, Reporter
 from finetune_trainer.runspec import Result, RunSpec, TrainResult
 from finetune_trainer.stage import Interrupted
 from finetune_trainer.store import Store
@@ -42,11 +42,14 @@ def main(run: RunSpec) -> Result:
     return Result(stage="train", job=run.job, run_id=run.prepared.run_id, trained=trained)
 
 
-def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
-    """One attempt, from the newest checkpoint if there is one; report.html tells of it, however it ends."""
+def train(run: RunSpec, store: Store, work: Path = WORK, listener: Listener | None = None) -> TrainResult:
+    """One attempt, from the newest checkpoint if there is one; report.html tells of it, however it ends.
+
+    `listener` is told of progress in the operator's place.
+    """
     story = Story(run)
     try:
-        return attempt(run, store, work, story)
+        return attempt(run, store, work, story, listener or Reporter(run))
     except Interrupted:
         raise
     except Exception as error:
@@ -54,7 +57,7 @@ def train(run: RunSpec, store: Store, work: Path = WORK) -> TrainResult:
         raise
 
 
-def attempt(run: RunSpec, store: Store, work: Path, story: Story) -> TrainResult:
+def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: Listener) -> TrainResult:
     """What `train` does; `story` is kept up to date with it."""
     assert run.prepared
     spec, prepared, sigterm = run.spec, run.prepared, Sigterm()
@@ -107,7 +110,7 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story) -> TrainResult
         def measure() -> dict[str, float]:
             return evaluate(model, objective, held_out, plan.micro_batch, world, device) if held_out else {}
 
-        progress = Progress(fit, Reporter(run))
+        progress = Progress(fit, listener)
         with sigterm.deferred():
             done = fit.run(checkpoints.save, progress.step, lambda: sigterm.received, lambda: measure()["loss"])
             checkpoints.wait()
