@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from finetune_operator.api import GROUP, VERSION, AdapterDeployment, FineTune, unsupported
-from finetune_operator.api.rules import Rule
+from finetune_operator.api import GROUP, VERSION, AdapterDeployment, FineTune, names, unsupported
 
 Schema = dict[str, Any]
 
@@ -24,9 +23,6 @@ HEADER = "# Generated from operator/finetune_operator/api by `make generate`: ch
 
 # Where kubectl apply and Helm store a whole object; beyond it people would need server-side apply.
 LARGEST_CRD = 256 * 1024
-
-# The object's own name becomes a label value and, with what we append, the name of Jobs, pods and Services.
-LONGEST_NAME = 40
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,6 @@ class Kind:
     plural: str
     short: str
     columns: tuple[Column, ...]
-    name_rules: tuple[Rule, ...]
     scale: Schema | None = None
 
     @property
@@ -78,13 +73,6 @@ KINDS = (
             Column("Cost", ".status.summary.cost", wide=True),
             Column("Revision", ".status.baseModel.revision", wide=True),
         ),
-        name_rules=(
-            Rule(
-                f"self.metadata.name.size() <= {LONGEST_NAME} && !self.metadata.name.contains('.')",
-                f"metadata.name: at most {LONGEST_NAME} characters and no dots, because Jobs and pods are named "
-                "after it; choose a shorter name",
-            ),
-        ),
     ),
     Kind(
         AdapterDeployment,
@@ -100,14 +88,6 @@ KINDS = (
             Column("Reason", ".status.reason", wide=True),
             Column("Revision", ".status.baseModel.revision", wide=True),
             Column("URL", ".status.url", wide=True),
-        ),
-        name_rules=(
-            Rule(
-                f"self.metadata.name.size() <= {LONGEST_NAME} && "
-                "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                f"metadata.name: at most {LONGEST_NAME} characters, no dots and a letter first, because its "
-                "Service has the same name; choose another name",
-            ),
         ),
         scale={
             "specReplicasPath": ".spec.replicas",
@@ -176,7 +156,7 @@ def object_schema(kind: Kind) -> Schema:
             "spec": spec,
             "status": status,
         },
-        "x-kubernetes-validations": [rule.as_validation() for rule in kind.name_rules],
+        "x-kubernetes-validations": [rule.as_validation() for rule in names.RULES[kind.name]],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def main(arguments: argparse.Namespace) -> int:
         else:
             _without_tokens(files, spec)
     except (RunFailure, BadFile) as failure:
-        print(failure)
+        print(failure, file=sys.stderr)
         return 1
     return 0
 

@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
+
+# Commands that need no cluster: the module of each.
+MODULES = {"run": "local", "check-data": "check_data", "estimate": "estimate_file"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,18 +64,22 @@ def main(argv: list[str] | None = None) -> int:
 
         return int(merge(argv[1:]) or 0)
     arguments = parser().parse_args(argv)
-    if arguments.command == "run":
-        from finetune_trainer.local import main as run
-
-        return run(arguments)
-    if arguments.command == "check-data":
-        from finetune_trainer.check_data import main as check_data
-
-        return check_data(arguments)
-    if arguments.command == "estimate":
-        from finetune_trainer.estimate_file import main as estimate
-
-        return estimate(arguments)
+    if arguments.command in MODULES:
+        return _local(arguments)
     from finetune_trainer.stage import run_stage
 
     return run_stage(arguments.command, arguments.spec)
+
+
+def _local(arguments: argparse.Namespace) -> int:
+    """Run a command that people run by hand; a library that it lacks is asked for by name."""
+    try:
+        return int(import_module(f"finetune_trainer.{MODULES[arguments.command]}").main(arguments))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing.startswith("finetune_"):
+            raise
+        print(
+            f"{arguments.command} needs {missing} here: pip install 'finetune-operator[cli,trainer]'", file=sys.stderr
+        )
+        return 1

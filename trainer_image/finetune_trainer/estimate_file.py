@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from finetune_operator.api.finetune import FineTuneSpec
@@ -21,7 +22,7 @@ def main(arguments: argparse.Namespace) -> int:
         model = Path(arguments.model) if arguments.model else _config_of(spec)
         return _print(spec, model)
     except (RunFailure, BadFile) as failure:
-        print(failure)
+        print(failure, file=sys.stderr)
         return 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from finetune_operator.api.dataset import ConfigMapSource
 from finetune_operator.api.finetune import FineTune
+from finetune_trainer import apirules
 from finetune_trainer.rows import DataFile
 
 
@@ -24,11 +26,22 @@ def read_finetune(path: Path) -> FineTune:
         raise BadFile(
             f"{path} holds {len(found)} FineTunes: one is needed (apiVersion: finetune.dev/v1alpha1, kind: FineTune)"
         )
+    return checked(found[0], str(path))
+
+
+def checked(document: dict[str, Any], what: str) -> FineTune:
+    """The FineTune of a document, held to the schema and the rules that the API server holds it to."""
     try:
-        return FineTune.model_validate(found[0])
+        tune = FineTune.model_validate(document)
     except ValidationError as error:
-        wrong = "\n".join(f"  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise BadFile(f"{path} is not a valid FineTune:\n{wrong}") from error
+        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise BadFile("\n  ".join([f"{what} is not a valid FineTune:", *wrong])) from error
+    broken = apirules.broken(tune)
+    if broken is None:
+        print(apirules.MISSING, file=sys.stderr)
+    elif broken:
+        raise BadFile("\n  ".join([f"{what} is not a valid FineTune:", *broken]))
+    return tune
 
 
 def config_map_file(path: Path, source: ConfigMapSource, directory: Path) -> DataFile | None:

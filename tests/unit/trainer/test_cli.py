@@ -42,6 +42,29 @@ def test_help_is_instant_because_nothing_is_imported() -> None:
         assert command in done.stdout
 
 
+@pytest.mark.parametrize("command", [["check-data", "rows.jsonl"], ["estimate", "a.yaml", "--model", "model"]])
+def test_it_runs_with_the_base_dependencies(tmp_path: Path, model: str, command: list[str]) -> None:
+    write_finetune(tmp_path / "a.yaml", resources={"gpuMemory": "24Gi"})
+    (tmp_path / "rows.jsonl").write_text('{"text": "alpha"}\n')
+    extras = ("certifi", "urllib3", "minio", "huggingface_hub", "numpy", "pyarrow", "tokenizers", "jinja2", "torch",
+              "transformers", "datasets", "tqdm", "cel_expr_python")  # fmt: skip
+    code = f"import sys\nsys.modules.update(dict.fromkeys({extras!r}))\nfrom finetune_trainer.cli import main\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit(main({command!r}))"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+def test_a_library_that_is_not_installed_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    assert main(["check-data", str(tmp_path / "rows.parquet")]) == 1
+    assert "check-data needs pyarrow here: pip install 'finetune-operator[cli,trainer]'" in capsys.readouterr().err
+
+
 def test_estimate_prints_every_part_and_the_verdict(
     tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +88,7 @@ def test_a_file_with_a_wrong_field_is_refused_by_name(
 ) -> None:
     file = write_finetune(tmp_path / "a.yaml", training={"learningrate": 1})
     assert main(["estimate", file, "--model", model]) == 1
-    assert "spec.training.learningrate: Extra inputs are not permitted" in capsys.readouterr().out
+    assert "spec.training.learningrate: Extra inputs are not permitted" in capsys.readouterr().err
 
 
 def test_check_data_counts_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +100,7 @@ def test_check_data_counts_rows(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_check_data_fails_with_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows").write_text('{"text": "alpha"}\n{"text": ""}\n')
     assert main(["check-data", str(tmp_path / "rows")]) == 1
-    assert "rows:2: text is empty" in capsys.readouterr().out
+    assert "rows:2: text is empty" in capsys.readouterr().err
 
 
 def test_check_data_shows_what_is_learned(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
