@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 
 # Commands that need no cluster: the module of each.
-MODULES = {"run": "local", "check-data": "check_data", "estimate": "estimate_file"}
+MODULES = {"run": "local", "check-data": "check_data", "estimate": "estimate_file", "import": "importing.command"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,6 +50,14 @@ def parser() -> argparse.ArgumentParser:
     estimate.add_argument("file", metavar="FILE", help="a FineTune in YAML")
     estimate.add_argument(
         "--model", metavar="DIR", help="the base model's folder; config.json is enough (default: asks the hub)"
+    )
+    other = commands.add_parser("import", help="a FineTune of an axolotl or LLaMA-Factory configuration")
+    other.add_argument("file", metavar="FILE", help="their YAML")
+    other.add_argument(
+        "--to", metavar="FILE", default="-", help="where the FineTune goes (default: -, standard output)"
+    )
+    other.add_argument(
+        "--from", dest="tool", choices=["axolotl", "llama-factory"], help="whose it is (default: seen by its settings)"
     )
     merge = commands.add_parser("merge", help="merge an adapter into its base model, for serving", add_help=False)
     merge.add_argument("rest", nargs=argparse.REMAINDER)

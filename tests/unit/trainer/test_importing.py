@@ -1,0 +1,227 @@
+"""axolotl's and LLaMA-Factory's own examples as FineTunes: what is carried over, what is said, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_operator.api.finetune import FineTune, FineTuneSpec
+from finetune_trainer.cli import main
+from finetune_trainer.importing import axolotl, llamafactory
+from finetune_trainer.importing.command import detect, imported
+from finetune_trainer.importing.settings import CannotImport, Settings, without_nothing
+
+# examples/code-llama/7b/qlora.yml of axolotl-ai-cloud/axolotl
+AXOLOTL_QLORA: dict[str, Any] = {
+    "base_model": "codellama/CodeLlama-7b-hf", "model_type": "LlamaForCausalLM",
+    "load_in_8bit": False, "load_in_4bit": True, "strict": False,
+    "datasets": [{"path": "mhenrichsen/alpaca_2k_test", "type": "alpaca"}], "dataset_prepared_path": None,
+    "val_set_size": 0.05, "output_dir": "./qlora-out", "adapter": "qlora", "lora_model_dir": None,
+    "sequence_len": 4096, "sample_packing": True, "pad_to_sequence_len": True,
+    "lora_r": 32, "lora_alpha": 16, "lora_dropout": 0.05, "lora_target_modules": None, "lora_target_linear": True,
+    "wandb_project": None, "gradient_accumulation_steps": 4, "micro_batch_size": 2, "num_epochs": 4,
+    "optimizer": "paged_adamw_32bit", "lr_scheduler": "cosine", "learning_rate": 0.0002, "train_on_inputs": False,
+    "bf16": "auto", "fp16": False, "tf32": False, "gradient_checkpointing": True, "flash_attention": True,
+    "warmup_steps": 10, "evals_per_epoch": 4, "saves_per_epoch": 1, "weight_decay": 0.0,
+    "special_tokens": {"bos_token": "<s>"},
+}  # fmt: skip
+# examples/llama-3/lora-8b.yml of the same
+AXOLOTL_LORA: dict[str, Any] = {
+    "base_model": "NousResearch/Meta-Llama-3-8B", "load_in_8bit": True, "load_in_4bit": False,
+    "datasets": [{"path": "mhenrichsen/alpaca_2k_test", "type": "alpaca"}], "val_set_size": 0.05,
+    "sequence_len": 4096, "sample_packing": True, "eval_sample_packing": False, "adapter": "lora",
+    "lora_r": 32, "lora_alpha": 16, "lora_dropout": 0.05, "lora_target_linear": True,
+    "lora_modules_to_save": ["embed_tokens", "lm_head"], "gradient_accumulation_steps": 4, "micro_batch_size": 2,
+    "num_epochs": 4, "optimizer": "adamw_bnb_8bit", "lr_scheduler": "cosine", "learning_rate": 0.0002,
+    "bf16": "auto", "gradient_checkpointing": True, "warmup_ratio": 0.1, "saves_per_epoch": 1,
+}  # fmt: skip
+# examples/train_lora/llama3_lora_sft.yaml of hiyouga/LLaMA-Factory
+LLAMA_FACTORY: dict[str, Any] = {
+    "model_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct", "trust_remote_code": True, "stage": "sft",
+    "do_train": True, "finetuning_type": "lora", "lora_rank": 8, "lora_target": "all",
+    "dataset": "identity,alpaca_en_demo", "template": "llama3", "cutoff_len": 2048, "max_samples": 1000,
+    "overwrite_cache": True, "preprocessing_num_workers": 16, "output_dir": "saves/llama3-8b/lora/sft",
+    "logging_steps": 10, "save_steps": 500, "plot_loss": True, "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8, "learning_rate": 1.0e-4, "num_train_epochs": 3.0,
+    "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "bf16": True, "ddp_timeout": 180000000,
+}  # fmt: skip
+# examples/train_lora/llama3_lora_dpo.yaml of the same, where it differs
+LLAMA_FACTORY_DPO = {
+    **LLAMA_FACTORY,
+    "stage": "dpo",
+    "pref_beta": 0.2,
+    "pref_loss": "sigmoid",
+    "dataset": "dpo_en_demo",
+}
+
+
+def spec_of(values: dict[str, Any], folder: Path = Path("nowhere")) -> FineTuneSpec:
+    settings = Settings(values)
+    convert = axolotl.convert if detect(values) == "axolotl" else lambda s: llamafactory.convert(s, folder)
+    return FineTuneSpec.model_validate(without_nothing(convert(settings)))
+
+
+def warnings_of(values: dict[str, Any], folder: Path) -> list[str]:
+    (folder / "a.yaml").write_text(yaml.safe_dump(values))
+    return imported(folder / "a.yaml")[1]
+
+
+@pytest.mark.parametrize("values", [AXOLOTL_QLORA, LLAMA_FACTORY], ids=["axolotl", "llama-factory"])
+def test_what_is_written_can_be_applied_and_names_its_origin(
+    tmp_path: Path, values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "My config_1.yml").write_text(yaml.safe_dump(values))
+    assert main(["import", str(tmp_path / "My config_1.yml"), "--to", str(tmp_path / "out.yaml")]) == 0
+    written = (tmp_path / "out.yaml").read_text()
+    assert written.startswith("# Imported from My config_1.yml (")
+    tune = FineTune.model_validate(yaml.safe_load(written))
+    assert tune.metadata.name == "my-config-1"
+    assert tune.spec == spec_of(values)
+    assert main(["import", str(tmp_path / "My config_1.yml")]) == 0
+    assert capsys.readouterr().out == written
+
+
+def test_axolotls_qlora_is_carried_over() -> None:
+    spec = spec_of(AXOLOTL_QLORA)
+    assert spec.base_model.hugging_face
+    assert spec.base_model.hugging_face.repo == "codellama/CodeLlama-7b-hf"
+    assert (spec.method.type, spec.method.quantization.type, spec.method.quantization.double_quant) == (
+        "QLoRA", "NF4", True
+    )  # fmt: skip
+    lora, training = spec.method.lora, spec.training
+    assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (32, 16, 0.05, ["all-linear"])
+    assert (training.batch_size, training.micro_batch_size, training.epochs) == (8, 2, 4.0)
+    assert (training.max_length, training.packing, training.optimizer) == (4096, "Enabled", "paged_adamw_32bit")
+    assert (training.gradient_checkpointing, training.precision, training.loss_on) == ("Enabled", "Auto", "Completion")
+    assert (spec.dataset.format, spec.dataset.on_too_long) == ("Alpaca", "Drop")
+    assert spec.dataset.evaluation
+    assert spec.dataset.evaluation.fraction == 0.05
+    assert spec.checkpoint.every == "epoch"
+
+
+def test_what_has_no_equivalent_is_said_with_value_and_reason(tmp_path: Path) -> None:
+    told = warnings_of({**AXOLOTL_QLORA, "brand_new_setting": 7}, tmp_path)
+    assert "warmup_steps: 10: a FineTune has a share of the steps: training.warmupRatio: 0.03 is taken" in told
+    assert "flash_attention: True: the trainer chooses its attention; the result is the same" in told
+    assert "brand_new_setting: 7: unknown to finetune import; check whether it matters" in told
+    named = {warning.partition(":")[0] for warning in told}
+    silent = {"load_in_8bit", "strict", "dataset_prepared_path", "lora_model_dir", "wandb_project", "tf32", "fp16"}
+    assert not named & silent  # nothing was asked for there
+
+
+def test_axolotls_8_bit_lora_and_whole_modules_are_carried_over() -> None:
+    spec = spec_of(AXOLOTL_LORA)
+    assert (spec.method.type, spec.method.quantization.type) == ("LoRA", "INT8")
+    assert spec.method.lora.modules_to_save == ["embed_tokens", "lm_head"]
+    assert (spec.training.optimizer, spec.training.warmup_ratio) == ("adamw_8bit", 0.1)
+
+
+def test_llama_factorys_defaults_are_written_out() -> None:
+    spec = spec_of(LLAMA_FACTORY)
+    assert (spec.method.type, spec.method.lora.alpha, spec.method.lora.dropout) == ("LoRA", 16, 0.0)
+    assert (spec.training.batch_size, spec.training.packing, spec.training.precision) == (8, "Disabled", "BF16")
+    assert (spec.dataset.max_samples, spec.checkpoint.every, spec.base_model.trust_remote_code) == (1000, 500, True)
+    plain = spec_of({name: LLAMA_FACTORY[name] for name in ("model_name_or_path", "dataset", "finetuning_type")})
+    assert (plain.training.learning_rate, plain.training.scheduler, plain.training.warmup_ratio) == (5e-5, "Linear", 0)
+    four = spec_of({**LLAMA_FACTORY, "quantization_bit": 4})
+    assert (four.method.type, four.method.quantization.type) == ("QLoRA", "NF4")
+
+
+def test_datasets_that_dataset_info_knows_are_found(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    known = {
+        "orca": {"hf_hub_url": "Open-Orca/OpenOrca", "columns": {"prompt": "question", "system": "system_prompt"}},
+        "chat": {"hf_hub_url": "a/chat", "subset": "en", "formatting": "sharegpt", "tags": {"role_tag": "role"}},
+    }
+    (tmp_path / "data/dataset_info.json").write_text(json.dumps(known))
+    orca = spec_of({**LLAMA_FACTORY, "dataset": "orca"}, tmp_path / "examples").dataset
+    assert orca.train.hugging_face
+    assert orca.train.hugging_face.repo == "Open-Orca/OpenOrca"
+    assert (orca.format, orca.columns.instruction, orca.columns.system) == ("Alpaca", "question", "system_prompt")
+    chat = spec_of({**LLAMA_FACTORY, "dataset": "chat"}, tmp_path / "examples").dataset
+    assert (chat.format, chat.train.hugging_face and chat.train.hugging_face.subset) == ("Messages", "en")
+    with pytest.raises(CannotImport, match="they have different formats"):
+        spec_of({**LLAMA_FACTORY, "dataset": "orca,chat"}, tmp_path / "examples")
+
+
+def test_preferences_become_their_objective() -> None:
+    spec = spec_of(LLAMA_FACTORY_DPO)
+    assert (spec.objective.type, spec.objective.beta) == ("DPO", 0.2)
+    assert spec_of({**LLAMA_FACTORY_DPO, "pref_loss": "orpo"}).objective.type == "ORPO"
+    ours = {"path": "argilla/x", "type": "chatml.argilla"}
+    spec = spec_of({**AXOLOTL_QLORA, "rl": "dpo", "datasets": [ours], "sample_packing": False})
+    assert (spec.objective.type, spec.dataset.format) == ("DPO", "Preference")
+    assert spec.dataset.columns.chosen == "chosen_response"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "form", "columns"),
+    [
+        ({"type": "completion", "field": "body"}, "Text", {"text": "body"}),
+        ({"type": "sharegpt"}, "ShareGPT", {}),
+        ({"type": "chat_template", "field_messages": "chat"}, "Messages", {"messages": "chat"}),
+        (
+            {
+                "type": "chat_template",
+                "field_messages": "conversations",
+                "message_property_mappings": {"role": "from", "content": "value"},
+            },
+            "ShareGPT",
+            {},
+        ),
+        (
+            {"type": {"field_instruction": "question", "field_output": "answer"}},
+            "Alpaca",
+            {"instruction": "question", "output": "answer"},
+        ),
+    ],
+)
+def test_axolotls_dataset_types_are_formats(dataset: dict[str, Any], form: str, columns: dict[str, str]) -> None:
+    found = spec_of({**AXOLOTL_QLORA, "datasets": [{"path": "a/b", **dataset}]}).dataset
+    assert found.format == form
+    assert found.columns.model_dump(exclude_none=True) == columns
+
+
+def test_files_that_are_not_in_the_cluster_are_asked_for(tmp_path: Path) -> None:
+    local = {"path": "./rows.jsonl", "type": "completion", "ds_type": "json"}
+    assert (
+        "datasets[0].path: './rows.jsonl': upload it to s3://datasets/rows.jsonl or change dataset.train; "
+        "here: finetune run --data ./rows.jsonl"
+    ) in warnings_of({**AXOLOTL_QLORA, "datasets": [local]}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**AXOLOTL_QLORA, "adapter": None}, "adapter: it is not set, which is full fine-tuning"),
+        ({**AXOLOTL_QLORA, "relora": True}, "relora: True: ReLoRA trains other weights than LoRA"),
+        ({**AXOLOTL_QLORA, "optimizer": "muon"}, "optimizer: 'muon': a FineTune has no such thing; it has adamw_torch"),
+        ({**AXOLOTL_QLORA, "rl": "grpo"}, "rl: 'grpo': a FineTune has DPO, KTO and ORPO"),
+        ({**AXOLOTL_QLORA, "val_set_size": 500}, "val_set_size: 500: a FineTune holds out a share"),
+        ({**AXOLOTL_QLORA, "datasets": [{"path": "a/b", "type": "rp_forum"}]}, "datasets[0].type: 'rp_forum'"),
+        ({**LLAMA_FACTORY, "finetuning_type": "full"}, "finetuning_type: 'full': a FineTune trains adapters"),
+        ({**LLAMA_FACTORY, "stage": "ppo"}, "stage: 'ppo'"),
+        ({**LLAMA_FACTORY, "quantization_bit": 3}, "quantization_bit: 3: a FineTune has 4 and 8 bit"),
+        ({**LLAMA_FACTORY, "use_galore": True}, "use_galore: True: GaLore trains the whole model"),
+    ],
+)
+def test_what_would_train_something_else_is_refused(
+    tmp_path: Path, values: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
+    assert main(["import", str(tmp_path / "a.yaml")]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(message)
+    assert printed.out == ""
+
+
+def test_a_file_of_neither_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("learning_rate: 2e-4\n")
+    assert main(["import", str(tmp_path / "a.yaml")]) == 1
+    assert "name the tool with --from" in capsys.readouterr().err
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    assert spec_of({**AXOLOTL_QLORA, "learning_rate": "2e-4", "lora_dropout": "5e-2"}).method.lora.dropout == 0.05
