@@ -1,6 +1,6 @@
 """Our trainer beside a plain loop and `trl sft` on this machine's CPU: speed, time to the first step, memory, losses.
 
-    python -m bench.trainer [--rounds 3] [--steps 5] [--peers] [--smoke]
+    python -m bench.trainer [--rounds 3] [--steps 4] [--peers] [--smoke]
 
 All contestants run in turn, round after round, and what counts is the ratio of medians: a machine that is busy is busy
 for all. Tokens are those of the samples; padding is not work that anyone asked for. Ends with 1 when a target is missed.
@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, default=5, help="optimizer steps of each run; the first is not in the speed"
+        "--steps", type=int, default=4, help="optimizer steps of each run; the first is not in the speed"
     )
     parser.add_argument("--peers", action="store_true", help="LLaMA-Factory and Axolotl too, where they install")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, one round: does it work?")
@@ -62,7 +62,7 @@ def main() -> int:
             if options.peers:
                 from bench.trainer.peers import installed
 
-                contestants += installed(work, recipe)
+                contestants += installed(work, work / "model", work / "ordered", recipe)
             results = Results()
             for number in range(1 if options.smoke else options.rounds):
                 for contestant in rotated(contestants, number):
