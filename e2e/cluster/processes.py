@@ -48,11 +48,8 @@ class Process:
 
 def running(process: Process) -> int | None:
     """The pid of this very program with this very configuration, in this very namespace."""
-    try:
-        pid = int(process.pid_file.read_text())
-    except (OSError, ValueError):
-        return None
-    return pid if _mark(pid) == process.mark() and pid in in_namespace() else None
+    pid = _started(process)
+    return pid if pid in in_namespace() else None
 
 
 def start(process: Process) -> None:
@@ -88,10 +85,18 @@ def stop(process: Process) -> None:
 
 
 def require(process: Process) -> None:
-    """Say why a program that should be running is not."""
-    if running(process) is None:
+    """Say why a program that should be running is not; one that is only about to enter the namespace is."""
+    if _started(process) is None:
         lines = process.log.read_text(errors="replace").splitlines()[-5:] if process.log.exists() else []
         raise Refused("\n".join([*lines, f"{process.name} stopped by itself; its log is {process.log}"]))
+
+
+def _started(process: Process) -> int | None:
+    try:
+        pid = int(process.pid_file.read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if _mark(pid) == process.mark() else None
 
 
 def in_namespace() -> set[int]:
