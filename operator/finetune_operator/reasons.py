@@ -51,6 +51,9 @@ FAILURES: dict[str, Failure] = {
     "OutOfMemory": Failure("outOfMemory", f"raise resources.memory, {TRY_AGAIN}"),
     # -- the world around the run
     "StorageUnavailable": Failure("infrastructure", "check that the object store is up and its endpoint is right"),
+    "HubUnavailable": Failure(
+        "infrastructure", "check that the hub can be reached from this cluster, and its words above"
+    ),
     "UploadFailed": Failure("infrastructure", "check the object store's free space and its log"),
     "DownloadFailed": Failure("infrastructure", "check the network between the pod and the source"),
     "DigestMismatch": Failure(

@@ -9,7 +9,10 @@ The folder is laid out as the hub's addresses are, and read anew for each reques
     models/acme/tiny@v1/config.json         its tag or branch "v1"
     datasets/acme/facts/train.jsonl         dataset acme/facts
     hub.json                                optional: {"tokens": {"hf_member": ["acme/gated"], "hf_stranger": []},
-                                                       "gated": ["acme/gated"], "private": ["acme/secret"]}
+                                                       "gated": ["acme/gated"], "private": ["acme/secret"],
+                                                       "writers": {"hf_member": ["acme"]}}
+
+A token of `writers` may create repositories of these owners and commit to them, LFS over HTTP included.
 
 A commit id is the hash of the tree, so it changes when a file does. Tokens that hub.json does not know are refused.
 Standard library only, one file: it also runs in a pod from a ConfigMap.
@@ -18,6 +21,7 @@ Standard library only, one file: it also runs in a pod from a ConfigMap.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import json
 import re
@@ -30,6 +34,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 API = re.compile(r"^/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?|/(refs))?$")
 RESOLVE = re.compile(r"^/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
+PREUPLOAD = re.compile(r"^/api/models/([^/]+/[^/]+)/preupload/main$")
+COMMIT = re.compile(r"^/api/models/([^/]+/[^/]+)/commit/main$")
+LFS_BATCH = re.compile(r"^/([^/]+/[^/]+)\.git/info/lfs/objects/batch$")
+LFS_OBJECT = re.compile(r"^/lfs/([0-9a-f]{64})$")
 # What git would keep in LFS: the hub then answers with the SHA-256 as ETag, and with the git blob's id otherwise.
 LFS_SUFFIXES = {".safetensors", ".bin", ".parquet", ".gz", ".arrow", ".zst"}
 
@@ -102,16 +110,29 @@ class Access:
     tokens: dict[str, list[str]]
     gated: frozenset[str]
     private: frozenset[str]
+    writers: dict[str, list[str]]
 
     @classmethod
     def read(cls, root: Path) -> Access:
         file = root / "hub.json"
         raw = json.loads(file.read_text()) if file.exists() else {}
-        return cls(raw.get("tokens", {}), frozenset(raw.get("gated", [])), frozenset(raw.get("private", [])))
+        return cls(
+            raw.get("tokens", {}),
+            frozenset(raw.get("gated", [])),
+            frozenset(raw.get("private", [])),
+            raw.get("writers", {}),
+        )
 
     def check_token(self, token: str | None) -> None:
         if token is not None and token not in self.tokens:
             raise HubError(401, "Invalid credentials in Authorization header")
+
+    def check_writable(self, repo: str, token: str | None) -> None:
+        if token is None:
+            raise HubError(401, "Invalid username or password.")
+        owner = repo.split("/")[0]
+        if owner not in self.writers.get(token, []):
+            raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
 
     def check_visible(self, repo: str, token: str | None) -> None:
         if repo in self.private and repo not in self.tokens.get(token or "", []):
@@ -167,7 +188,7 @@ def find_tree(trees: list[Tree], revision: str) -> Tree:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET, HEAD and POST /paths-info; everything else is 404 as on the hub."""
+    """What reads, and for models what creates and commits; everything else is 404 as on the hub."""
 
     root: ClassVar[Path]
     protocol_version = "HTTP/1.1"
@@ -180,6 +201,9 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def do_POST(self) -> None:
+        self._answer(body=True)
+
+    def do_PUT(self) -> None:
         self._answer(body=True)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -205,6 +229,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._send_json(
                 200, {"type": "user", "name": token, "auth": {"accessToken": {"role": "read"}}}, {}, body
             )
+        if self.command in ("POST", "PUT") and self._write(url.path, form, access, token):
+            return None
         if match := API.match(url.path):
             kind, repo, action, revision, rest, refs = match.groups()
             access.check_visible(repo, token)
@@ -231,6 +257,83 @@ class Handler(BaseHTTPRequestHandler):
                 raise HubError(404, f"Entry not found: {path}", "EntryNotFound", commit=tree.sha)
             return self._send_file(blob, tree, body)
         raise HubError(404, f"Sorry, {url.path} is not an address of the fake hub.")
+
+    def _write(self, path: str, form: bytes, access: Access, token: str | None) -> bool:
+        """Answer a request that creates or changes something; False when it is none."""
+        if path == "/api/validate-yaml":
+            self._send_json(200, {"errors": [], "warnings": []}, {}, body=True)
+        elif path == "/api/repos/create":
+            asked = json.loads(form)
+            repo = f"{asked['organization']}/{asked['name']}"
+            access.check_writable(repo, token)
+            folder = self.root / "models" / repo
+            existed = folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            if not existed and (asked.get("private") or asked.get("visibility") == "private"):
+                self._make_private(repo, str(token))
+            answer = {"url": f"{self._base()}/{repo}", "id": repo, "name": repo}
+            if existed:
+                answer["error"] = "You already created this model repo"
+            self._send_json(409 if existed else 200, answer, {}, body=True)
+        elif match := PREUPLOAD.match(path):
+            access.check_writable(match[1], token)
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if PurePosixPath(file["path"]).suffix in LFS_SUFFIXES else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(form)["files"]
+            ]
+            self._send_json(200, {"files": modes}, {}, body=True)
+        elif match := LFS_BATCH.match(path):
+            access.check_writable(match[1], token)
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self._base()}/lfs/{one['oid']}"}}}
+                for one in json.loads(form)["objects"]
+            ]
+            self._send_json(200, {"transfer": "basic", "objects": objects}, {}, body=True)
+        elif match := LFS_OBJECT.match(path):
+            if hashlib.sha256(form).hexdigest() != match[1]:
+                raise HubError(400, "The content is not that of the oid")
+            stored = self.root / "lfs" / match[1]
+            stored.parent.mkdir(exist_ok=True)
+            stored.write_bytes(form)
+            self._send_json(200, {}, {}, body=True)
+        elif match := COMMIT.match(path):
+            access.check_writable(match[1], token)
+            self._commit(match[1], [json.loads(line) for line in form.splitlines()])
+        else:
+            return False
+        return True
+
+    def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
+        folder = self.root / "models" / repo
+        for line in lines:
+            value = line["value"]
+            if line["key"] not in ("file", "lfsFile"):
+                continue
+            target = folder / value["path"]
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise HubError(400, f"{value['path']} is no path in a repository")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if line["key"] == "file":
+                target.write_bytes(base64.b64decode(value["content"]))
+            else:
+                target.write_bytes((self.root / "lfs" / value["oid"]).read_bytes())
+        sha = read_tree(folder, "main").sha
+        url = f"{self._base()}/{repo}/commit/{sha}"
+        self._send_json(200, {"success": True, "commitOid": sha, "commitUrl": url}, {}, body=True)
+
+    def _make_private(self, repo: str, token: str) -> None:
+        file = self.root / "hub.json"
+        settings = json.loads(file.read_text())
+        settings.setdefault("private", []).append(repo)
+        settings["tokens"][token] = [*settings["tokens"].get(token, []), repo]
+        file.write_text(json.dumps(settings))
+
+    def _base(self) -> str:
+        return f"http://{self.headers['Host']}"
 
     def _info(self, repo: str, tree: Tree, access: Access) -> dict[str, Any]:
         return {

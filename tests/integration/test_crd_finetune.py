@@ -362,7 +362,7 @@ CASES = [
         "output.exports: virtual tokens cannot be merged into the weights; remove exports or change method.type",
         at="spec.output.exports",
         bad={"method.type": "PrefixTuning", "output.exports": ["Merged"]},
-        good={"method.type": "LoRA", "output.exports": ["Merged", "GGUF"]},
+        good={"method.type": "LoRA", "output.exports": ["Merged"]},
     ),
     Case(
         "mergedPrecision: only the Merged export has it; add Merged to exports or remove it",
@@ -469,7 +469,7 @@ NOT_SUPPORTED_EXAMPLES: dict[str, Changes] = {
     "evaluation.tasks": {"evaluation.tasks": [{"name": "hellaswag"}]},
     "resources.gpus": {"resources.gpus": 2},
     "resources.nodes": {"resources.nodes": 2},
-    "output.exports": {"output.exports": ["Merged"]},
+    "output.exports": {"output.exports": ["GGUF"]},
     "output.hub": {"output.hub": {"repo": "acme/bot", "tokenSecretRef": {"name": "hub"}}},
     "budget": {"budget": {"maxGpuHours": 10}},
     "deletionPolicy": {"deletionPolicy": "Delete"},

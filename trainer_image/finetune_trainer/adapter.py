@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus
+from finetune_trainer import basemodel
 from finetune_trainer.digest import hash_tree, hex_of, short, tree_digest
 from finetune_trainer.failures import INTERNAL_ERROR, NON_FINITE_LOSS, UPLOAD_FAILED, RunFailure
 from finetune_trainer.initialization import Tensors
-from finetune_trainer.modelcard import base_name, model_card
+from finetune_trainer.modelcard import CARD, base_name, model_card
 from finetune_trainer.runspec import RunSpec
 from finetune_trainer.store import Store
 
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-CARD = "README.md"
 
 
 def write_adapter(model: "PeftModel", run: RunSpec, folder: Path, initial: Tensors) -> dict[str, Any]:
@@ -124,7 +124,8 @@ def publish(
 ) -> AdapterStatus:
     """Model card beside the adapter, everything to `adapters/<digest>/`, manifest last; returns what status.adapter shows."""
     assert run.prepared
-    (folder / CARD).write_text(model_card(run, config, trained_parameters, evaluation))
+    license = basemodel.license_of(store, run.prepared.base_model.digest)
+    (folder / CARD).write_text(model_card(run, config, trained_parameters, evaluation, license))
     files = hash_tree(folder)
     digest = tree_digest(files)
     prefix = f"adapters/{hex_of(digest)}"

@@ -74,6 +74,13 @@ def download(
     return directory
 
 
+def license_of(store: Store, digest: str) -> str | None:
+    """The licence that the hub named when the model was mirrored."""
+    manifest = _manifest(store, digest) or {}
+    license = manifest.get("license")
+    return license if isinstance(license, str) else None
+
+
 def _manifest(store: Store, digest: str) -> dict[str, Any] | None:
     return store.manifest(f"models/{digests.hex_of(digest)}")
 
@@ -222,7 +229,9 @@ def _from_hub(source: HuggingFaceModel, store: Store, directory: Path, remote_co
             for name in modelfiles.model_files(siblings, remote_code):
                 lfs = siblings[name].lfs
                 listed[name] = digests.File(name, lfs.sha256, lfs.size) if lfs and lfs.sha256 else None
-            known = _mirror(store, listed, fetch, {"repo": source.repo, "revision": commit})
+            license = getattr(info.card_data, "license", None)
+            origin = {"repo": source.repo, "revision": commit, **({"license": license} if license else {})}
+            known = _mirror(store, listed, fetch, origin)
             store.put_json(mark, known)
     prefix = f"models/{digests.hex_of(known['digest'])}"
     return Resolved(_status(commit, known["digest"], store.uri(prefix), known["parameters"]), directory)

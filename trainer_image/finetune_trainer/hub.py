@@ -70,6 +70,31 @@ def _failure(
     return None
 
 
+@contextmanager
+def explained_push(repo: str) -> Iterator[None]:
+    """The same for what is written to the hub."""
+    try:
+        yield
+    except RunFailure:
+        raise
+    except Exception as error:
+        chain = list(_causes(error))
+        status = next((code for one in chain if (code := _status(one))), None)
+        last = next((str(one).splitlines()[0] for one in reversed(chain) if str(one)), type(error).__name__)
+        if status in (401, 403, 404):
+            raise RunFailure(
+                failures.HUB_UNAUTHORIZED,
+                f"output.hub: {endpoint()} answered {status} for {repo} ({last}): put a token that may write to it "
+                "into the Secret of tokenSecretRef",
+            ) from error
+        if status is not None or any(_is_connection(one) for one in chain):
+            answered = f"answered {status}" if status is not None else "cannot be reached"
+            raise RunFailure(
+                failures.HUB_UNAVAILABLE, f"output.hub: {endpoint()} {answered} for {repo} ({last})"
+            ) from error
+        raise
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

@@ -23,7 +23,7 @@ class MergeSpec(Spec):
     adapter_uri: str
     adapter_digest: str
     #: Auto: bfloat16, but float32 on a CPU that only emulates bfloat16 and is to serve the model.
-    precision: Literal["Auto", "BF16", "FP32"] = "Auto"
+    precision: Literal["Auto", "BF16", "FP16", "FP32"] = "Auto"
     gpus: int = 0
     min_logprob_delta: float = 0.001
     prompts: list[str] = Field(default_factory=list)

@@ -1,4 +1,4 @@
-"""README.md of an adapter: the metadata that a hub reads, what it was made from, how good it is, how to load it."""
+"""README.md of an adapter or a merged model: the metadata that a hub reads, what it was made from, how good it is, how to load it."""
 
 import json
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import EvaluationStatus
 from finetune_trainer.runspec import RunSpec
+
+CARD = "README.md"
 
 
 def base_name(spec: FineTuneSpec) -> str:
@@ -19,65 +21,92 @@ def base_name(spec: FineTuneSpec) -> str:
     return f"pvc://{source.persistent_volume_claim.claim_name}/{source.persistent_volume_claim.path}"
 
 
-def model_card(run: RunSpec, config: dict[str, Any], trained_parameters: int, evaluation: EvaluationStatus) -> str:
-    """The card as text. It holds no date and no path, so that the same adapter has the same digest."""
+def model_card(
+    run: RunSpec,
+    config: dict[str, Any],
+    trained_parameters: int,
+    evaluation: EvaluationStatus,
+    license: str | None = None,
+) -> str:
+    """The card of an adapter. It holds no date and no path, so that the same adapter has the same digest."""
+    base = str(config["base_model_name_or_path"])
+    return _card(
+        run,
+        [*_metadata(run, "peft", "adapter"), *([f"license: {json.dumps(license)}"] if license else [])],
+        f"An adapter for {base}, trained and evaluated by finetune-operator.",
+        [*_facts(run), ("Trained parameters", f"{trained_parameters:,}")],
+        evaluation,
+        [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
+            f'model = PeftModel.from_pretrained(model, "{run.name}")  # the folder with this file',
+        ],
+    )
+
+
+def merged_card(run: RunSpec, dtype: str, license: str | None = None) -> str:
+    """The card of base model and adapter as one model."""
+    assert run.trained
+    return _card(
+        run,
+        [*_metadata(run, "transformers", "finetune"), *([f"license: {json.dumps(license)}"] if license else [])],
+        f"{base_name(run.spec)} with an adapter merged into its weights, trained and evaluated by finetune-operator.",
+        [*_facts(run), ("Adapter digest", run.trained.adapter.digest), ("Weights", dtype)],
+        run.trained.evaluation or EvaluationStatus(),
+        [
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{run.name}")  # the folder with this file',
+        ],
+    )
+
+
+def _card(
+    run: RunSpec,
+    metadata: list[str],
+    summary: str,
+    facts: list[tuple[str, str]],
+    evaluation: EvaluationStatus,
+    use: list[str],
+) -> str:
+    rows = [f"| {name} | {value} |" for name, value in facts if value]
+    lines = ["---", *metadata, "---", "", f"# {run.name}", "", summary, "", "| | |", "|---|---|", *rows]
+    return "\n".join([*lines, *_evaluation(evaluation), "", "## Use", "", "```python", *use, "```", ""])
+
+
+def _facts(run: RunSpec) -> list[tuple[str, str]]:
     spec, prepared = run.spec, run.prepared
     assert prepared
-    base, method, training = str(config["base_model_name_or_path"]), spec.method, spec.training
+    method, training = spec.method, spec.training
     length = f"{training.epochs:g} epochs" if training.max_steps is None else f"{training.max_steps} steps"
-    facts = [
-        ("Base model", f"{base} at {prepared.base_model.revision}"),
+    return [
+        ("Base model", f"{base_name(spec)} at {prepared.base_model.revision}"),
         ("Base digest", prepared.base_model.digest),
         ("Dataset digest", prepared.dataset.digest),
         ("Samples", f"{prepared.dataset.samples:,} ({prepared.dataset.tokens:,} tokens, {prepared.dataset.format})"),
         ("Objective", spec.objective.type),
         ("Method", method.type + (f", {method.quantization.type} base" if method.quantization.type != "None" else "")),
-        ("Trained parameters", f"{trained_parameters:,}"),
         (
             "Training",
             f"{length}, batch {training.batch_size}, {training.optimizer}, learning rate {training.learning_rate:g}",
         ),
         ("Run", prepared.run_id),
     ]
-    rows = [f"| {name} | {value} |" for name, value in facts if value]
-    return "\n".join(
-        [
-            "---",
-            *_metadata(base, run),
-            "---",
-            "",
-            f"# {run.name}",
-            "",
-            f"An adapter for {base}, trained and evaluated by finetune-operator.",
-            "",
-            "| | |",
-            "|---|---|",
-            *rows,
-            *_evaluation(evaluation),
-            "",
-            "## Use",
-            "",
-            "```python",
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
-            "",
-            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
-            f'model = PeftModel.from_pretrained(model, "{run.name}")  # the folder with this file',
-            "```",
-            "",
-        ]
-    )
 
 
-def _metadata(base: str, run: RunSpec) -> list[str]:
-    hub = run.spec.base_model.hugging_face is not None  # a hub refuses a base_model that is not a repository
-    tags = ["finetune-operator", run.spec.method.type.lower(), run.spec.objective.type.lower()]
+def _metadata(run: RunSpec, library: str, relation: str) -> list[str]:
+    spec = run.spec
+    hub, data = spec.base_model.hugging_face, spec.dataset.train.hugging_face
+    # Hubs refuse a base_model or a dataset that is not a repository.
     return [
-        *([f"base_model: {base}", "base_model_relation: adapter"] if hub else []),
-        "library_name: peft",
-        f"pipeline_tag: {'text-classification' if run.spec.objective.type == 'Reward' else 'text-generation'}",
+        *([f"base_model: {json.dumps(hub.repo)}", f"base_model_relation: {relation}"] if hub else []),
+        *(["datasets:", f"- {json.dumps(data.repo)}"] if data else []),
+        f"library_name: {library}",
+        f"pipeline_tag: {'text-classification' if spec.objective.type == 'Reward' else 'text-generation'}",
         "tags:",
-        *(f"- {tag}" for tag in tags),
+        *(f"- {tag}" for tag in ("finetune-operator", spec.method.type.lower(), spec.objective.type.lower())),
     ]
 
 

@@ -17,6 +17,7 @@ from finetune_trainer.svg import Line, bar_chart, line_chart
 
 Rows = Iterable[tuple[str, object]]
 
+NOTHING = "(an empty answer)"
 SHOWN_CHARACTERS = 6000  # of one sample or answer
 
 
@@ -57,7 +58,7 @@ def _headline(story: Story) -> str:
     else:
         verdict, style = "Trained", "good"
     tiles: Rows = [
-        ("steps", f"{steps:,} of {story.total_steps:,}" if story.total_steps else f"{steps:,}"),
+        ("steps", f"{steps:,}/{story.total_steps:,}" if story.total_steps else f"{steps:,}"),
         ("training loss", _loss(story)),
         ("evaluation loss", _pair(story, "loss")),
         ("adapter", hex_of(story.adapter.digest)[:12] if story.adapter else None),
@@ -91,11 +92,9 @@ def _curves(story: Story) -> str:
         ("base model on evaluation rows", base) if base is not None else None,
     )
     rate = line_chart(
-        "Learning rate", [Line("rate", _series(lines, "learningRate"), "train")], "optimizer step", "rate", None
+        "Learning rate", [Line("rate", _series(lines, "learningRate"), "train")], "optimizer step", "", None
     )
-    norm = line_chart(
-        "Gradient norm", [Line("norm", _series(lines, "gradNorm"), "train")], "optimizer step", "norm", None
-    )
+    norm = line_chart("Gradient norm", [Line("norm", _series(lines, "gradNorm"), "train")], "optimizer step", "", None)
     resumed = f"<p>Went on from the checkpoint of step {story.resumed_from:,}.</p>" if story.resumed_from else ""
     return f'{loss}<div class="halves">{rate}{norm}</div>{resumed}'
 
@@ -121,8 +120,8 @@ def _evaluation(story: Story) -> str:
 def _answers(story: Story) -> str:
     return "".join(
         f'<article><p class="prompt">{_long(told["prompt"])}</p><div class="halves">'
-        f"<div><h4>base model</h4><pre>{_long(told['base'])}</pre></div>"
-        f"<div><h4>adapter</h4><pre>{_long(told['adapter'])}</pre></div></div></article>"
+        f"<div><h4>base model</h4><pre>{_long(told['base'] or NOTHING)}</pre></div>"
+        f"<div><h4>adapter</h4><pre>{_long(told['adapter'] or NOTHING)}</pre></div></div></article>"
         for told in story.answers
     )
 

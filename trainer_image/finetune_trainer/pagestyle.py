@@ -19,9 +19,9 @@ p{margin:.4rem 0}
 .sub{color:var(--soft);overflow-wrap:anywhere}
 .verdict{font-weight:600;overflow-wrap:anywhere}
 .good{color:var(--good)}.bad{color:var(--bad)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.6rem;margin-top:.9rem}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:.6rem;margin-top:.9rem}
 .tiles div{border:1px solid var(--line);border-radius:8px;padding:.5rem .7rem}
-.tiles b{display:block;font-size:1.05rem;overflow-wrap:anywhere}
+.tiles b{display:block;font-size:.98rem;overflow-wrap:anywhere}
 .tiles span{color:var(--soft);font-size:.82rem}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.28rem .8rem .28rem 0;border-bottom:1px solid var(--line)}
@@ -51,5 +51,6 @@ pre{margin:0;padding:.6rem .8rem;background:var(--back);border:1px solid var(--l
 white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;max-height:32rem;
 overflow:auto}
 mark{background:var(--mark);color:inherit;border-radius:2px}
+@media (max-width:36rem){svg text,.halves svg text{font-size:20px}}
 @media print{body{background:none}header,section{break-inside:avoid}pre{max-height:none}}
 """

@@ -14,7 +14,7 @@ from typing import NamedTuple
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 720, 260
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 72, 30, 14, 44
 MOST_POINTS = 600  # about one per pixel: more cannot be seen
 
 
@@ -103,9 +103,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick's text: 1,000 or 0.25 or 2e-05."""
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e7):
-        return f"{value:.3g}"
+    """A tick's text: 1,000 or 0.25 or 1.5e-4."""
+    if value and (abs(value) < 1e-2 or abs(value) >= 1e7):
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
     return f"{value:,.10g}" if value == round(value) else f"{value:.4g}"
 
 
@@ -129,10 +130,11 @@ def _grid(across: Scale, up: Scale) -> list[str]:
 
 def _labels(x_label: str, y_label: str) -> list[str]:
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    return [
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>',
-        f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{escape(y_label)}</text>',
-    ]
+    parts = [f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>']
+    if y_label:
+        turned = f'transform="rotate(-90 14 {middle})"'
+        parts.append(f'<text x="14" y="{middle}" text-anchor="middle" {turned}>{escape(y_label)}</text>')
+    return parts
 
 
 def _figure(title: str, parts: Sequence[str], legend: Sequence[tuple[str, str]]) -> str:

@@ -41,7 +41,13 @@ class RunStatus(Status):
     attempt: int = Field(default=0, ge=0, description="Number of the newest attempt, from 1. Each attempt is one Job.")
     job_name: Text = Field(default="", description="Job of the newest attempt.")
     started_at: Time | None = Field(default=None, description="When the run started (UTC).")
+    trained_at: Time | None = Field(
+        default=None, description="When its adapter was there (UTC); from then on only exports are made."
+    )
     finished_at: Time | None = Field(default=None, description="When the run ended (UTC).")
+    exports: Text = Field(
+        default="", description="Hash of what spec.output asked to be exported; a change of it exports again."
+    )
     resumed_from_step: int | None = Field(
         default=None, ge=0, description="Step of the checkpoint that the newest attempt went on from."
     )
@@ -168,6 +174,7 @@ class ExportStatus(Status):
     uri: Text = Field(default="", description="Where it is.")
     digest: Text = Field(default="", description="Digest of its files.")
     size_bytes: int = Field(default=0, ge=0, description="Bytes of all its files.")
+    message: Text = Field(default="", description="How it was verified.")
 
 
 class CostStatus(Status):

@@ -23,8 +23,8 @@ NOT_SUPPORTED_YET: dict[str, dict[str, str]] = {
         "evaluation.tasks": "has(self.evaluation.tasks) && self.evaluation.tasks.size() > 0",
         "resources.gpus": "self.resources.gpus > 1",
         "resources.nodes": "self.resources.nodes > 1",
-        "output.exports": "has(self.output.exports) && self.output.exports.size() > 0",
-        "output.hub": "has(self.output.hub)",
+        "output.exports": "has(self.output.exports) && ('GGUF' in self.output.exports || "
+        "(self.output.exports.size() > 0 && self.objective.type == 'Reward'))",
         "deletionPolicy": "self.deletionPolicy == 'Delete'",
     },
     "AdapterDeployment": {

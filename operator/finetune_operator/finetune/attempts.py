@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_operator.api.finetunestatus import BaseModelStatus, DatasetStatus, FineTuneStatus, RunStatus
+from finetune_operator.api.finetunestatus import (
+    AdapterStatus,
+    BaseModelStatus,
+    DatasetStatus,
+    FineTuneStatus,
+    RunStatus,
+)
 from finetune_operator.finetune import jobs
-from finetune_operator.finetune.view import View
-from finetune_trainer.runspec import PrepareResult, Stage
+from finetune_operator.finetune.view import View, stage_of
+from finetune_trainer.runspec import PrepareResult, TrainResult
 
 Object = dict[str, Any]
 
@@ -17,7 +23,7 @@ def begin(view: View, base: FineTuneStatus, number: int) -> tuple[Object, RunSta
     run = base.run or RunStatus()
     # Part of the run's identity once it is prepared; until then the newest one is used.
     image = run.trainer_image if run.id else view.settings.images.trainer
-    stage: Stage = "train" if run.id else "prepare"
+    stage = stage_of(run)
     name = jobs.job_name(view.parent.metadata.name, stage, run.id or run.inputs, number)
     spec = jobs.run_spec(
         view.parent,
@@ -28,6 +34,7 @@ def begin(view: View, base: FineTuneStatus, number: int) -> tuple[Object, RunSta
         inputs=run.inputs,
         trainer_image=image,
         prepared=_prepared(base) if run.id else None,
+        trained=_trained(base) if stage == "export" else None,
         # Only a micro batch that was halved is ordered; otherwise the trainer chooses by spec and estimate.
         micro_batch=run.micro_batch if run.out_of_memory_retries else None,
     )
@@ -62,3 +69,7 @@ def _prepared(base: FineTuneStatus) -> PrepareResult:
         estimate=base.estimate,
         total_steps=base.progress.total_steps if base.progress else 0,
     )
+
+
+def _trained(base: FineTuneStatus) -> TrainResult:
+    return TrainResult(adapter=base.adapter or AdapterStatus(), evaluation=base.evaluation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from finetune_operator import labels, podtemplate
@@ -16,13 +17,15 @@ Object = dict[str, Any]
 CONTAINER = "trainer"
 USER = 10001
 # Time between SIGTERM and SIGKILL: a training pod uploads a checkpoint in it.
-GRACE_SECONDS: dict[Stage, int] = {"prepare": 30, "train": 120}
+GRACE_SECONDS: dict[Stage, int] = {"prepare": 30, "train": 120, "export": 30}
 
 
 def job_name(parent: str, stage: Stage, identity: str, attempt: int) -> str:
-    """`<name>-prepare-<inputs>[-n]` or `<name>-train-<run id>-<n>`; at most 63 characters, as names of pods must be."""
+    """`<name>-prepare-<inputs>[-n]`, `<name>-train-<run id>-<n>` or `<name>-export-<run id>-<n>`; at most 63 characters,
+    as names of pods must be.
+    """
     short = identity[:8]
-    number = f"-{attempt}" if stage == "train" or attempt > 1 else ""
+    number = f"-{attempt}" if stage != "prepare" or attempt > 1 else ""
     return f"{parent}-{stage}-{short}{number}"
 
 
@@ -132,7 +135,7 @@ def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str
                     "imagePullPolicy": settings.images.pull_policy,
                     "args": [spec.stage, "--spec", volumes.SPEC_FILE],
                     "env": _environment(parent.spec, spec.stage, settings),
-                    "resources": _resources(parent.spec, spec.stage, settings),
+                    "resources": _resources(spec, settings),
                     # The last lines of the log say what killed a process that left no result.
                     "terminationMessagePolicy": "FallbackToLogsOnError",
                     "securityContext": {
@@ -159,19 +162,25 @@ def _environment(spec: FineTuneSpec, stage: Stage, settings: Settings) -> list[O
     ]
     if stage == "prepare":
         environment += _hub(spec, settings)
+    if stage == "export" and spec.output.hub:
+        token = spec.output.hub.token_secret_ref
+        environment += [*_hub_endpoint(settings), _secret("FINETUNE_OUTPUT_HF_TOKEN", token.name, token.key)]
     return environment
 
 
-def _hub(spec: FineTuneSpec, settings: Settings) -> list[Object]:
-    """The hub and its tokens reach the prepare Job only."""
+def _hub_endpoint(settings: Settings) -> list[Object]:
     endpoint = settings.hugging_face.endpoint
-    environment: list[Object] = [{"name": "HF_ENDPOINT", "value": endpoint}] if endpoint else []
+    return [{"name": "HF_ENDPOINT", "value": endpoint}] if endpoint else []
+
+
+def _hub(spec: FineTuneSpec, settings: Settings) -> list[Object]:
+    """The tokens that read from the hub reach the prepare Job only."""
     sources = {
         "FINETUNE_BASE_MODEL_HF_TOKEN": spec.base_model.hugging_face,
         "FINETUNE_TRAIN_HF_TOKEN": spec.dataset.train.hugging_face,
         "FINETUNE_EVALUATION_HF_TOKEN": spec.dataset.evaluation.hugging_face if spec.dataset.evaluation else None,
     }
-    return environment + [
+    return _hub_endpoint(settings) + [
         _secret(name, source.token_secret_ref.name, source.token_secret_ref.key)
         for name, source in sources.items()
         if source is not None and source.token_secret_ref is not None
@@ -185,15 +194,24 @@ def _secret(name: str, secret: str, key: str, *, optional: bool = False) -> Obje
     return {"name": name, "valueFrom": {"secretKeyRef": reference}}
 
 
-def _resources(spec: FineTuneSpec, stage: Stage, settings: Settings) -> Object:
-    if stage != "train":
+def _resources(run: RunSpec, settings: Settings) -> Object:
+    if run.stage == "prepare":
         return {
             "requests": {"cpu": settings.prepare.cpu, "memory": settings.prepare.memory},
             "limits": {"memory": settings.prepare.memory},
         }
-    asked = spec.resources
-    requests: Object = {"cpu": asked.cpu, "memory": asked.memory or "2Gi"}
+    asked = run.spec.resources
+    needed = _export_memory(run) if run.stage == "export" else "2Gi"
+    requests: Object = {"cpu": asked.cpu, "memory": asked.memory or needed}
     limits: Object = {"memory": asked.memory} if asked.memory else {}
-    if asked.gpus:
+    if asked.gpus and run.stage == "train":
         requests[asked.gpu_resource] = limits[asked.gpu_resource] = str(asked.gpus)
     return {"requests": requests, "limits": limits} if limits else {"requests": requests}
+
+
+def _export_memory(run: RunSpec) -> str:
+    """What torch needs, and for a merge the weights in their type with half as much again to work with."""
+    if "Merged" not in run.spec.output.exports or run.prepared is None:
+        return "2Gi"
+    per_parameter = 6 if run.spec.output.merged_precision == "FP32" else 3
+    return f"{2 + math.ceil(run.prepared.base_model.parameters * per_parameter / 2**30)}Gi"

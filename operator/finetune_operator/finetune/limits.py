@@ -12,7 +12,8 @@ def exceeded(view: View) -> tuple[str, str] | None:
     if deadline and (view.now - view.started).total_seconds() >= seconds(deadline):
         return "DeadlineExceeded", f"the run took longer than activeDeadline ({deadline})"
     hours, allowed = gpu_hours(view), allowed_gpu_hours(view)
-    if allowed is not None and hours >= allowed:
+    # Exports need no GPU: a run that used its budget up to train is not robbed of them.
+    if allowed is not None and hours >= allowed and view.stage != "export":
         return "BudgetExceeded", f"the run used {hours:.2f} GPU-hours of the {allowed:.2f} that budget allows"
     return None
 

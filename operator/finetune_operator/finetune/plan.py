@@ -14,8 +14,8 @@ from finetune_operator import labels, times
 from finetune_operator.api.common import seconds
 from finetune_operator.api.finetunestatus import FineTuneStatus, ProgressStatus, RunStatus
 from finetune_operator.event import Event
-from finetune_operator.finetune import attempts, giveup, limits, observe, retry, status
-from finetune_operator.finetune.view import View
+from finetune_operator.finetune import attempts, exports, giveup, limits, observe, retry, status
+from finetune_operator.finetune.view import View, stage_of
 from finetune_operator.reasons import of_failure, with_hint
 
 Object = dict[str, Any]
@@ -84,6 +84,23 @@ def stay_finished(view: View) -> Plan | None:
     return Plan(view.status, delete=view.jobs)
 
 
+def export_anew(view: View) -> Plan | None:
+    """spec.output was edited after training: make what it asks for now. Nothing is trained again for it."""
+    asked, spec = exports.asked(view.parent.spec), view.parent.spec
+    if view.stage != "export" or asked == view.run.exports or spec.suspend or not exports.allowed(view.status):
+        return None
+    if not asked and view.status.phase == "Succeeded":
+        return None  # what was made stays
+    run = attempts.interrupted(view) if view.run.finished_at is None else view.run
+    known = _updated(view.status, run=run.model_copy(update={"exports": asked}))
+    if not asked:
+        done = _succeed(view, known, "Trained", "spec.output asks for no export any more", ())
+    else:
+        again = run.model_copy(update={"exports": asked, "finished_at": None})
+        done = _begin(view, _updated(known, run=again), view.run.attempt + 1)
+    return replace(done, delete=_active(view))
+
+
 def suspend(view: View) -> Plan | None:
     """spec.suspend: the Job goes, its pod saves a checkpoint on SIGTERM and frees the GPU."""
     if not view.parent.spec.suspend:
@@ -145,7 +162,7 @@ def take_up_preparation(view: View) -> Plan | None:
         made = prepared.reused
         run = run.model_copy(update={"report": made.report})
         reused = _updated(known, run=run, adapter=made.adapter, evaluation=made.evaluation, progress=None)
-        return _succeed(view, reused, "ReusedExisting", note, (event,))
+        return _export_or_succeed(view, reused, "ReusedExisting", note, (event,))
     if prepared.estimate is not None and prepared.estimate.verdict == "DoesNotFit":
         failed = _fail(
             view, "DoesNotFit", prepared.estimate.message or "the run does not fit in resources.gpuMemory", known
@@ -178,7 +195,18 @@ def take_up_training(view: View) -> Plan | None:
         }
     )
     known = _updated(view.status, run=run, progress=progress, adapter=trained.adapter, evaluation=trained.evaluation)
-    return _succeed(view, known, "Trained", f"adapter {trained.adapter.digest} is at {trained.adapter.uri}", ())
+    note = f"adapter {trained.adapter.digest} is at {trained.adapter.uri}"
+    return _export_or_succeed(view, known, "Trained", note, ())
+
+
+def take_up_exports(view: View) -> Plan | None:
+    """Exported: each was verified and says where it is."""
+    attempt = view.current
+    if attempt is None or attempt.result is None or attempt.result.exported is None or view.stage != "export":
+        return None
+    made = attempt.result.exported.exports
+    known = _updated(view.status, run=attempts.settled(view), exports=made)
+    return _succeed(view, known, "Exported", "; ".join(f"{export.type} is at {export.uri}" for export in made), ())
 
 
 def take_up_failure(view: View) -> Plan | None:
@@ -210,12 +238,14 @@ def follow(view: View) -> Plan | None:
 
 RULES: tuple[Callable[[View], Plan | None], ...] = (
     start_new_run,
+    export_anew,
     stay_finished,
     suspend,
     keep_within_limits,
     go_on,
     take_up_preparation,
     take_up_training,
+    take_up_exports,
     take_up_failure,
     follow,
 )
@@ -227,29 +257,43 @@ RULES: tuple[Callable[[View], Plan | None], ...] = (
 def _begin(view: View, base: FineTuneStatus, number: int) -> Plan:
     """Start attempt `number` of the stage that `base.run` is in, as soon as the pod of the last one has ended."""
     run = base.run or RunStatus()
-    if run.id and view.holding:
+    training = stage_of(run) == "train"
+    if training and view.holding:
         message = f"waits until pod {view.holding[0]} of the attempt before has saved its checkpoint and ended"
         waiting = _updated(base, phase="Queued", reason="WaitingForPod", message=message)
         return Plan(waiting, again=5.0)
-    if run.id and view.twin:
+    if training and view.twin:
         message = f"{view.twin} trains the same run; its adapter is taken over when it is done"
         return Plan(_updated(base, phase="Queued", reason=SAME_RUN, message=message), again=TWIN_SECONDS)
-    if run.id and view.status.reason == SAME_RUN:
+    if training and view.status.reason == SAME_RUN:
         # The other one has ended: what it left in the bucket is found by preparing again.
         base = _updated(base, run=run.model_copy(update={"id": ""}))
         number = 1 + max((int(job["metadata"]["labels"][labels.ATTEMPT]) for job in view.jobs), default=0)
         run = base.run or RunStatus()
     created, run = attempts.begin(view, base, number)
     name = created["metadata"]["name"]
-    if run.id:
-        note = f"training starts: attempt {number}, Job {name}"
-        event = Event("TrainingStarted", note)
-        phase, reason, message = "Queued", "Starting", f"Job {name} is created"
-    else:
-        event = Event("Preparing", f"data and base model are being checked, Job {name}")
-        phase, reason, message = "Preparing", "Starting", f"Job {name} is created"
-    begun = _updated(base, run=run, phase=phase, reason=reason, message=message)
+    phase, event = {
+        "prepare": ("Preparing", Event("Preparing", f"data and base model are being checked, Job {name}")),
+        "train": ("Queued", Event("TrainingStarted", f"training starts: attempt {number}, Job {name}")),
+        "export": ("Exporting", Event("Exporting", f"{exports.names(view.parent.spec)}: attempt {number}, Job {name}")),
+    }[stage_of(run)]
+    begun = _updated(base, run=run, phase=phase, reason="Starting", message=f"Job {name} is created")
     return Plan(begun, create=created, events=(event,))
+
+
+def _export_or_succeed(view: View, known: FineTuneStatus, reason: str, message: str, events: tuple[Event, ...]) -> Plan:
+    """The adapter is there: make what is asked for from it, or be done."""
+    asked = exports.asked(view.parent.spec)
+    allowed = exports.allowed(known)
+    run = (known.run or RunStatus()).model_copy(
+        update={"trained_at": times.rfc3339(view.now), "exports": asked if allowed else ""}
+    )
+    known = _updated(known, run=run, exports=[])
+    if not asked or not allowed:
+        note = f"{message}; nothing is exported, because its gates were not passed" if asked else message
+        return _succeed(view, known, reason, note, events)
+    begun = _begin(view, known, 1)
+    return replace(begun, events=(*events, Event(reason, message), *begun.events))
 
 
 def _succeed(view: View, known: FineTuneStatus, reason: str, message: str, events: tuple[Event, ...]) -> Plan:

@@ -66,6 +66,8 @@ def budget_left(view: View, reason: str) -> bool:
 def _after_out_of_memory(view: View, attempt: Attempt) -> Decision:
     run, limit = view.run, view.parent.spec.retry.out_of_memory
     used, micro_batch = run.out_of_memory_retries, _micro_batch(view)
+    if attempt.stage == "export":
+        return Decision(False, f"{attempt.message} while exporting: raise resources.memory")
     if attempt.stage == "prepare":
         return Decision(False, f"{attempt.message} while preparing: raise prepare.memory in the operator's chart")
     if micro_batch <= 1:

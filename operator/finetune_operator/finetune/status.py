@@ -16,11 +16,12 @@ from finetune_operator.api.finetunestatus import (
     ProgressStatus,
     RunStatus,
 )
-from finetune_operator.finetune import limits
+from finetune_operator.finetune import exports, limits
 from finetune_operator.finetune.view import View
 from finetune_operator.reasons import WAITING, with_hint
 
 HISTORY_KEPT = 10
+EVALUATED = ("Exporting", "Succeeded")
 
 # type-free part of a condition: status, reason, message
 Verdict = tuple[Literal["True", "False", "Unknown"], str, str]
@@ -41,12 +42,15 @@ def underway(view: View) -> FineTuneStatus:
         return base
     run = run.model_copy(update={"micro_batch": attempt.micro_batch or run.micro_batch})
     if attempt.state == "Waiting":
-        phase = "Preparing" if attempt.stage == "prepare" else "Queued"
+        phase = {"prepare": "Preparing", "train": "Queued", "export": "Exporting"}[attempt.stage]
         message = with_hint(attempt.message, WAITING.get(attempt.reason, ""))
         return base.model_copy(update={"phase": phase, "run": run, "reason": attempt.reason, "message": message})
     if attempt.stage == "prepare":
         text = "data and base model are read, checked and prepared, on a CPU"
         return base.model_copy(update={"phase": "Preparing", "run": run, "reason": "Preparing", "message": text})
+    if attempt.stage == "export":
+        text = f"{exports.names(view.parent.spec)}: made from the adapter in Job {run.job_name}, on a CPU"
+        return base.model_copy(update={"phase": "Exporting", "run": run, "reason": "Exporting", "message": text})
     progress = _progress(base.progress or ProgressStatus(), attempt.progress)
     if progress.total_steps and progress.step >= progress.total_steps:
         phase, text = "Evaluating", "all steps are done; base model and adapter are evaluated, the adapter is uploaded"
@@ -66,10 +70,17 @@ def _progress(before: ProgressStatus, reported: ProgressStatus | None) -> Progre
 def with_history(status: FineTuneStatus, result: str, reason: str, now: dt.datetime) -> FineTuneStatus:
     """The status with the run that ends now on top of its history."""
     run = status.run or RunStatus()
-    made = status.adapter.model_dump() if result == "Succeeded" and status.adapter else {"run_id": run.id}
+    adapter = status.adapter
+    # Also of a run whose exports failed: its adapter may be served.
+    own = adapter is not None and (result == "Succeeded" or (bool(run.id) and adapter.run_id == run.id))
+    made = adapter.model_dump() if adapter is not None and own else {"run_id": run.id}
     entry = HistoryEntry(**{**made, "result": result, "reason": reason, "finished_at": times.rfc3339(now)})
-    # A run that failed and went on later is one run: only how it ended last counts.
-    older = [e for e in status.history if not (run.id and e.run_id == run.id and e.result != "Succeeded")]
+    # A run that failed, or exported, and went on later is one run: only how it ended last counts.
+    older = [
+        e
+        for e in status.history
+        if not (run.id and e.run_id == run.id and (e.result != "Succeeded" or e.digest == entry.digest))
+    ]
     return status.model_copy(update={"history": _newest([entry, *older])})
 
 
@@ -110,7 +121,8 @@ def _fits_gpu(view: View, status: FineTuneStatus) -> Verdict:
 
 def _gate_passed(_: View, status: FineTuneStatus) -> Verdict:
     run, adapter = status.run or RunStatus(), status.adapter
-    if adapter is None or run.finished_at is None or adapter.run_id != run.id:
+    ended = run.finished_at or run.trained_at
+    if adapter is None or ended is None or adapter.run_id != run.id:
         return "Unknown", "NotEvaluated", "the run has no adapter yet"
     gates = status.evaluation.gates if status.evaluation else []
     if adapter.gate_passed is False:
@@ -171,7 +183,7 @@ def conditions(view: View, status: FineTuneStatus) -> list[Condition]:
 
 def summary(status: FineTuneStatus) -> FineTuneSummary:
     progress = status.progress or ProgressStatus()
-    evaluated = status.evaluation.adapter.get("loss") if status.evaluation and status.phase == "Succeeded" else None
+    evaluated = status.evaluation.adapter.get("loss") if status.evaluation and status.phase in EVALUATED else None
     loss = evaluated if evaluated is not None else progress.eval_loss
     running = status.phase in ("Training", "Evaluating")
     return FineTuneSummary(

@@ -19,6 +19,13 @@ from finetune_trainer.runspec import Stage, inputs_hash
 Object = dict[str, Any]
 
 
+def stage_of(run: RunStatus) -> Stage:
+    """The stage that a run is in: its id is known exactly when it has been prepared."""
+    if run.trained_at:
+        return "export"
+    return "train" if run.id else "prepare"
+
+
 @dataclass(frozen=True)
 class View:
     """`inputs` is what the spec asks for; `current` the newest attempt of the run, None when its Job does not exist."""
@@ -42,8 +49,7 @@ class View:
 
     @property
     def stage(self) -> Stage:
-        """The stage that the run is in: its id is known exactly when it has been prepared."""
-        return "train" if self.run.id else "prepare"
+        return stage_of(self.run)
 
     @property
     def started(self) -> dt.datetime:

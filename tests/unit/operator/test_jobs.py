@@ -16,7 +16,7 @@ from finetune_operator.api.finetune import FineTune
 from finetune_operator.finetune import jobs
 from finetune_operator.settings import Settings
 from finetune_trainer.runspec import RunSpec, Stage
-from tests.unit.operator.wrappers import SETTINGS, Object, finetune, prepared, stored
+from tests.unit.operator.wrappers import SETTINGS, Object, finetune, prepared, stored, trained
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -38,7 +38,11 @@ EVERYTHING: Object = {
         "imagePullSecrets": [{"name": "registry"}],
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}, {"name": "HOME", "value": "/not-yours"}],
     },
-    "output": {"s3": {"uri": "s3://team-a/finetune", "credentialsSecretRef": {"name": "team-a-storage"}}},
+    "output": {
+        "s3": {"uri": "s3://team-a/finetune", "credentialsSecretRef": {"name": "team-a-storage"}},
+        "exports": ["Merged"],
+        "hub": {"repo": "acme/bot", "content": "Merged", "tokenSecretRef": {"name": "hub", "key": "write"}},
+    },
     "queueName": "gpus",
 }
 
@@ -56,20 +60,25 @@ def training(parent: FineTune, **changes: Any) -> Object:
     return build(parent, "train", prepared=prepared(before).prepared, **changes)
 
 
+def exporting(parent: FineTune, settings: Settings = SETTINGS) -> Object:
+    before = stored(build(parent, "prepare"))
+    made = trained(stored(training(parent))).trained
+    return build(parent, "export", settings, prepared=prepared(before).prepared, trained=made)
+
+
+WITH_HUB = SETTINGS.model_copy(
+    update={
+        "hugging_face": SETTINGS.hugging_face.model_copy(update={"endpoint": "http://hub.example"}),
+        "reports": SETTINGS.reports.model_copy(update={"ca_config_map": "finetune-ca"}),
+    }
+)
+
 CASES: dict[str, Object] = {
     "prepare-smallest": build(finetune(), "prepare"),
     "train-smallest": training(finetune()),
-    "prepare-everything": build(
-        finetune(**EVERYTHING),
-        "prepare",
-        SETTINGS.model_copy(
-            update={
-                "hugging_face": SETTINGS.hugging_face.model_copy(update={"endpoint": "http://hub.example"}),
-                "reports": SETTINGS.reports.model_copy(update={"ca_config_map": "finetune-ca"}),
-            }
-        ),
-    ),
+    "prepare-everything": build(finetune(**EVERYTHING), "prepare", WITH_HUB),
     "train-everything": training(finetune(**EVERYTHING), micro_batch=4, attempt=2),
+    "export-everything": exporting(finetune(**EVERYTHING), WITH_HUB),
 }
 
 
@@ -119,6 +128,23 @@ def test_hub_tokens_reach_the_prepare_job_and_never_the_gpu_pod() -> None:
     assert "HF_ENDPOINT" not in environment(CASES["train-everything"])
 
 
+def test_the_token_that_writes_to_the_hub_reaches_the_export_job_and_no_other() -> None:
+    holders = [name for name, job in CASES.items() if "FINETUNE_OUTPUT_HF_TOKEN" in environment(job)]
+    assert holders == ["export-everything"]
+    assert "FINETUNE_BASE_MODEL_HF_TOKEN" not in environment(CASES["export-everything"])
+
+
+def test_a_merge_asks_for_the_memory_that_the_weights_need() -> None:
+    def memory(**output: Any) -> str:
+        job = exporting(finetune(output=output))
+        return str(job["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]["memory"])
+
+    before = prepared(stored(build(finetune(), "prepare"))).prepared
+    assert before is not None and before.base_model.parameters == 5_000_000
+    assert memory(exports=["Merged"]) == "3Gi"
+    assert memory(hub={"repo": "acme/bot", "tokenSecretRef": {"name": "hub"}}) == "2Gi"
+
+
 def test_no_secret_value_is_in_a_job_only_references() -> None:
     for job in CASES.values():
         credentials = [v for v in environment(job).values() if "KEY" in v["name"] or "TOKEN" in v["name"]]
@@ -139,6 +165,7 @@ def test_a_gpu_is_asked_for_by_the_train_job_only() -> None:
 
     assert limits("train-everything")["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in limits("prepare-everything")
+    assert "nvidia.com/gpu" not in limits("export-everything")
 
 
 def test_a_run_on_the_cpu_asks_for_no_gpu() -> None:

@@ -85,13 +85,20 @@ def test_the_rank_is_the_largest_in_it(config: dict[str, Any], rank: int) -> Non
 
 
 def test_the_model_card_has_metadata_that_a_hub_accepts() -> None:
-    run = a_run(baseModel={"huggingFace": {"repo": "meta-llama/Llama-3.1-8B"}, "s3": None})
+    run = a_run(
+        baseModel={"huggingFace": {"repo": "meta-llama/Llama-3.1-8B"}, "s3": None},
+        dataset={"train": {"huggingFace": {"repo": "databricks/databricks-dolly-15k"}}},
+    )
     evaluation = EvaluationStatus(base={"loss": 2.0}, adapter={"loss": 1.0}, passed=True)
-    card = model_card(run, {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}, 1234, evaluation)
-    metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["base_model"] == "meta-llama/Llama-3.1-8B"
-    assert metadata["library_name"] == "peft"
-    assert metadata["pipeline_tag"] == "text-generation"
+    card = model_card(run, {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}, 1234, evaluation, "llama3.1")
+    from huggingface_hub import ModelCard
+
+    metadata = ModelCard(card).data  # raises what the hub's own validation would
+    assert metadata.base_model == "meta-llama/Llama-3.1-8B"
+    assert metadata.library_name == "peft"
+    assert metadata.pipeline_tag == "text-generation"
+    assert metadata.datasets == ["databricks/databricks-dolly-15k"]
+    assert metadata.license == "llama3.1"
     assert "| loss | 2.0000 | 1.0000 |" in card
 
 

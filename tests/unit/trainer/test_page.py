@@ -83,7 +83,7 @@ def test_a_finished_run_is_told_whole() -> None:
     story.figures = {"secondsToFirstStep": 9.5, "gpuBytes": 12 << 30, "processSeconds": 1800.0, "trainSeconds": 1700.0}
     page = Page(render(story))
     for told in (
-        "support-bot", "All gates passed", "100 of 100", "2.5 → 1.021", "loss 1.021 <= 1.2", "c" * 12, "13,631,488",
+        "support-bot", "All gates passed", "100/100", "2.5 → 1.021", "loss 1.021 <= 1.2", "c" * 12, "13,631,488",
         "Who are you?", "the support bot", "11Gi (9Gi to 13Gi)", "12.00 GiB", "9.5 s", "1.000", "3.0000", "401,234",
         "base model on evaluation rows",
     ):  # fmt: skip
@@ -142,7 +142,7 @@ def test_a_long_curve_is_drawn_with_few_points_and_keeps_its_mean() -> None:
 def test_ticks_are_round_numbers() -> None:
     assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert [number(value) for value in ticks(0.31, 0.97)] == ["0.4", "0.6", "0.8"]
-    assert number(12000) == "12,000" and number(2e-5) == "2e-05"
+    assert number(12000) == "12,000" and number(2e-5) == "2e-5"
 
 
 def test_lengths_are_counted_in_at_most_25_bars() -> None:

@@ -1,0 +1,114 @@
+"""The export stage on a tiny model against a real MinIO: a merged model that is verified, whole, and made once."""
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_trainer.digest import hash_tree, hex_of, tree_digest
+from finetune_trainer.export import export, merged_precision
+from finetune_trainer.failures import RunFailure
+from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResult
+from finetune_trainer.store import Store
+
+from .test_merge import make_adapter
+from .tiny import finetune_spec
+
+
+class Bucket:
+    """Base model and adapter as prepare and train leave them."""
+
+    def __init__(self, endpoint: str, model: Path, folder: Path) -> None:
+        self.storage = Storage(uri=f"s3://finetune/{uuid.uuid4().hex[:8]}", endpoint=endpoint)
+        self.store = Store(self.storage, wait_seconds=5)
+        adapter = make_adapter(model, folder / "adapter", {"quantization": "None"})
+        self.base, self.adapter = tree_digest(hash_tree(model)), tree_digest(hash_tree(adapter))
+        self.store.upload_tree(model, f"models/{hex_of(self.base)}")
+        lineage = {"quantization": "None", "baseModel": {"digest": self.base}, "prompts": ["alpha beta gamma"]}
+        self.store.upload_tree(adapter, f"adapters/{hex_of(self.adapter)}", lineage)
+
+    def run(self, **output: Any) -> RunSpec:
+        base, adapter = f"models/{hex_of(self.base)}", f"adapters/{hex_of(self.adapter)}"
+        prepared = {
+            "runId": "0123456789abcdef",
+            "baseModel": {"digest": self.base, "uri": self.store.uri(base), "revision": "main"},
+            "dataset": {"digest": "sha256:" + "b" * 64},
+        }
+        return RunSpec(
+            stage="export", namespace="demo", name="tiny", job="tiny-export-1", storage=self.storage,
+            spec=finetune_spec(output=output),
+            prepared=PrepareResult.model_validate(prepared),
+            trained=TrainResult.model_validate({"adapter": {"digest": self.adapter, "uri": self.store.uri(adapter)}}),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def bucket(endpoint: str, tiny_llama: Path, tmp_path: Path) -> Bucket:
+    return Bucket(endpoint, tiny_llama, tmp_path)
+
+
+def test_a_merged_model_is_verified_uploaded_whole_and_made_only_once(bucket: Bucket, tmp_path: Path) -> None:
+    (made,) = export(bucket.run(exports=["Merged"]), bucket.store, tmp_path / "work")
+    assert made.type == "Merged" and made.uri == bucket.store.uri(f"merged/{hex_of(made.digest)}")
+    assert "standard deviations (at most 0.0001 in float32)" in made.message
+    folder = tmp_path / "got"
+    manifest = bucket.store.at(made.uri).download_tree("", folder, made.digest)
+    assert tree_digest(hash_tree(folder)) == made.digest
+    assert sum(file.stat().st_size for file in folder.iterdir()) == made.size_bytes
+    assert manifest["adapter"]["digest"] == bucket.adapter and manifest["baseModel"]["digest"] == bucket.base
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    card = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert card["library_name"] == "transformers"
+
+    # Without its base model in the bucket nothing could be merged again.
+    bucket.store.delete(f"models/{hex_of(bucket.base)}/model.safetensors")
+    again = export(bucket.run(exports=["Merged"], mergedPrecision="FP32"), bucket.store, tmp_path / "again")
+    assert again == [made]
+
+
+def test_half_a_merged_model_in_the_bucket_is_made_again(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_file = bucket.store.put_file
+
+    def cut_off(key: str, path: Path) -> None:
+        if key.endswith("model.safetensors"):
+            raise RunFailure("UploadFailed", "the connection is gone")
+        put_file(key, path)
+
+    monkeypatch.setattr(bucket.store, "put_file", cut_off)
+    with pytest.raises(RunFailure, match="connection is gone"):
+        export(bucket.run(exports=["Merged"]), bucket.store, tmp_path / "work")
+    keys = [entry.key for entry in bucket.store.list("merged")]
+    assert not [key for key in keys if key.endswith(("manifest.json", "FP32.json"))]
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "work")
+    (made,) = export(bucket.run(exports=["Merged"]), bucket.store, tmp_path / "work")
+    assert bucket.store.verify_tree(f"merged/{hex_of(made.digest)}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "precision"),
+    [
+        ("float32", "Auto", "FP32"),
+        ("float16", "Auto", "FP16"),
+        ("bfloat16", "Auto", "BF16"),
+        (None, "Auto", "BF16"),
+        ("float32", "BF16", "BF16"),
+    ],
+)
+def test_auto_is_the_type_of_the_base_model(endpoint: str, dtype: str | None, asked: str, precision: str) -> None:
+    storage = Storage(uri=f"s3://finetune/{uuid.uuid4().hex[:8]}", endpoint=endpoint)
+    store = Store(storage)
+    store.put_bytes("base/config.json", json.dumps({"dtype": dtype} if dtype else {}).encode())
+    prepared = {"runId": "0", "baseModel": {"uri": store.uri("base")}, "dataset": {}}
+    run = RunSpec(
+        stage="export", namespace="demo", name="tiny", job="j", storage=storage,
+        spec=finetune_spec(output={"exports": ["Merged"], "mergedPrecision": asked}),
+        prepared=PrepareResult.model_validate(prepared),
+    )  # fmt: skip
+    assert merged_precision(run, store) == precision

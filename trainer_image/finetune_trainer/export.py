@@ -1,0 +1,174 @@
+"""The export stage: what spec.output asks for, made from the trained adapter and verified before it is said to exist.
+
+    python -m finetune_trainer export --spec spec.json
+
+What is in the bucket already, whole, is not made again; so an attempt goes on where the one before has failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune_operator.api.finetunestatus import AdapterStatus, ExportStatus
+from finetune_trainer import basemodel
+from finetune_trainer.connection import ObjectNotFound
+from finetune_trainer.digest import MANIFEST, hash_tree, hex_of, short, tree_digest
+from finetune_trainer.hubpush import push
+from finetune_trainer.interruption import Sigterm
+from finetune_trainer.mergespec import MergeResult, MergeSpec
+from finetune_trainer.modelcard import CARD, merged_card
+from finetune_trainer.runspec import ExportResult, Result, RunSpec
+from finetune_trainer.store import Store
+
+log = logging.getLogger(__name__)
+
+WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
+TOKEN = "FINETUNE_OUTPUT_HF_TOKEN"
+Precision = Literal["BF16", "FP16", "FP32"]
+PRECISIONS: dict[str, Precision] = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
+
+
+def main(run: RunSpec) -> Result:
+    """Make every export; RunFailure says which one cannot be made and why."""
+    if run.prepared is None or run.trained is None:
+        raise ValueError("an export Job needs the results of prepare and train in its run spec")
+    Sigterm()  # ends the process at once: nothing is lost
+    store, work = Store(run.storage), WORK / "export"
+    shutil.rmtree(work, ignore_errors=True)
+    made = export(run, store, work)
+    return Result(stage="export", job=run.job, run_id=run.prepared.run_id, exported=ExportResult(exports=made))
+
+
+def export(run: RunSpec, store: Store, work: Path) -> list[ExportStatus]:
+    """One entry per export, in the order of spec.output."""
+    assert run.trained
+    output, adapter = run.spec.output, run.trained.adapter
+    made = {kind: merged_model(run, store, work / "merged") for kind in output.exports}
+    if output.hub is None:
+        return list(made.values())
+    source = made["Merged"] if output.hub.content == "Merged" else adapter
+    return [*made.values(), pushed(run, store, source, work / "hub")]
+
+
+# ---- merged ----------------------------------------------------------------------------------------------------------
+
+
+def merged_model(run: RunSpec, store: Store, folder: Path) -> ExportStatus:
+    """Base model and adapter as one plain model at `merged/<digest>/`, its logits compared with the mounted adapter's."""
+    assert run.trained and run.prepared
+    adapter, precision = run.trained.adapter, merged_precision(run, store)
+    known = f"merged/known/{hex_of(adapter.digest)}-{precision}.json"
+    if done := _whole(store, known):
+        log.info("merged: is at %s already", done.uri)
+        return done
+    from finetune_trainer import merge
+
+    base = run.prepared.base_model
+    spec = MergeSpec(
+        name=run.name,
+        storage=run.storage,
+        base_uri=base.uri,
+        base_digest=base.digest,
+        adapter_uri=adapter.uri,
+        adapter_digest=adapter.digest,
+        precision=precision,
+        # What an adapter is worth was judged when it was trained; here it is the arithmetic that is checked.
+        min_logprob_delta=0,
+        trust_remote_code=run.spec.base_model.trust_remote_code,
+    )
+    result = merge.merge(spec, folder)
+    (folder / merge.RECORD).unlink()  # of this machine's arithmetic, to the last digit: it is in the manifest
+    (folder / CARD).write_text(merged_card(run, result.dtype, basemodel.license_of(store, base.digest)))
+    files = hash_tree(folder)
+    digest = tree_digest(files)
+    prefix = f"merged/{hex_of(digest)}"
+    status = ExportStatus(
+        type="Merged",
+        uri=store.uri(prefix),
+        digest=digest,
+        size_bytes=sum(file.size for file in files),
+        message=verification(result),
+    )
+    if store.verify_tree(prefix) is None:
+        store.upload_tree(folder, prefix, lineage(run, adapter, result), files)
+    store.put_json(known, status.model_dump(mode="json", by_alias=True))
+    log.info("merged: %s, %.1f MB, %s", short(digest), status.size_bytes / 1e6, status.uri)
+    return status
+
+
+def merged_precision(run: RunSpec, store: Store) -> Precision:
+    """output.mergedPrecision; Auto is the type of the base model's weights."""
+    asked = run.spec.output.merged_precision
+    if asked != "Auto":
+        return asked
+    assert run.prepared
+    config = _base_config(store, run.prepared.base_model.uri)
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return PRECISIONS.get(str(dtype), "BF16")
+
+
+def _base_config(store: Store, uri: str) -> dict[str, Any]:
+    if uri.startswith("file://"):
+        config: dict[str, Any] = json.loads((Path(uri.removeprefix("file://")) / "config.json").read_bytes())
+    else:
+        config = store.at(uri).get_json("config.json") or {}
+    inner: dict[str, Any] = config.get("text_config") or {}
+    return {**inner, **config}
+
+
+def _whole(store: Store, known: str) -> ExportStatus | None:
+    """What an earlier attempt, or another run with the same adapter, has left, if it is still whole."""
+    found = store.get_json(known)
+    if found is None:
+        return None
+    status = ExportStatus.model_validate(found)
+    try:
+        return status if store.verify_tree(f"merged/{hex_of(status.digest)}") else None
+    except ObjectNotFound:
+        return None
+
+
+def verification(result: MergeResult) -> str:
+    """How the merged model was compared, for status and card."""
+    return (
+        f"its logits differ from the mounted adapter's by {result.logit_difference:.2g} standard deviations "
+        f"(at most {result.tolerance:.2g} in {result.dtype})"
+    )
+
+
+def lineage(run: RunSpec, adapter: AdapterStatus, result: MergeResult) -> dict[str, Any]:
+    """What the manifest says beside the files."""
+    assert run.prepared
+    base = run.prepared.base_model
+    return {
+        "kind": "Merged",
+        "runId": run.prepared.run_id,
+        "adapter": {"digest": adapter.digest, "uri": adapter.uri},
+        "baseModel": {"digest": base.digest, "revision": base.revision, "uri": base.uri},
+        "verification": result.model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
+
+
+# ---- hub -------------------------------------------------------------------------------------------------------------
+
+
+def pushed(run: RunSpec, store: Store, source: AdapterStatus | ExportStatus, folder: Path) -> ExportStatus:
+    """The adapter or the merged model in the hub's repository, manifest included, so that the digest holds there too."""
+    hub = run.spec.output.hub
+    assert hub and run.prepared
+    manifest = store.at(source.uri).download_tree("", folder, source.digest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+    message = f"{run.namespace}/{run.name}: run {run.prepared.run_id}, {source.digest}"
+    commit = push(hub.repo, folder, source.digest, hub.private, os.environ.get(TOKEN, ""), message)
+    return ExportStatus(
+        type="Hub",
+        uri=f"hf://{hub.repo}@{commit}",
+        digest=source.digest,
+        size_bytes=source.size_bytes,
+        message=f"every file of {hub.repo} was compared with the bucket's",
+    )
