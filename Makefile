@@ -74,6 +74,9 @@ e2e: deploy $(VENV) ## Tests on the real cluster
 bench: deploy $(VENV) ## Time from create to the prepare Job, on the cluster
 	@$(PYTHON) -m bench.reconcile
 
+bench-trainer: $(VENV) cluster-binaries ## The trainer beside a plain loop and `trl sft`: speed, start, memory, losses
+	@$(PYTHON) -m bench.trainer
+
 ## Change it
 
 generate: $(VENV) ## Write the CRDs from the types, and the reference pages from both

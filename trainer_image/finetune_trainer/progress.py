@@ -28,6 +28,8 @@ class Progress:
         self._start = self._logged = self._mark = time.monotonic()
         self._start_tokens = self._mark_tokens = fit.state.tokens
         self._start_step = self._mark_step = fit.state.step
+        self.seconds_to_loop = round(process_age(), 2)
+        log.info("start: ready for the first step %.1f s after the start of the process", self.seconds_to_loop)
 
     def step(self) -> None:
         """After an optimizer step."""
@@ -74,6 +76,7 @@ class Progress:
     def figures(self) -> dict[str, Any]:
         """Of this attempt, for run.json."""
         return {
+            "secondsToLoop": self.seconds_to_loop,
             "secondsToFirstStep": self.seconds_to_first_step,
             "tokensPerSecond": round(self.tokens_per_second, 1),
             "trainSeconds": round(time.monotonic() - self._start, 1),
