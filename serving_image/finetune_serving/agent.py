@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-import yaml
 from aiohttp import web
 
-from finetune_serving import artifact, plan, probe
+from finetune_serving import artifact, engine_config, plan, probe
 from finetune_serving.artifact import Fetched, Unservable
 from finetune_serving.desired import Desired, DesiredAdapter, DesiredBase
 from finetune_serving.engine import Engine, EngineAway, EngineRefused, VllmEngine
@@ -152,7 +151,13 @@ class Agent:
             write_aliases(state / "aliases.json", Aliases(names=self.known.desired.names()))
         base = await self._fetch_base()
         await self._fetch_first_adapters()
-        self.known.max_lora_rank = write_engine_config(state / "engine.yaml", base, self.settings, self.known)
+        self.known.max_lora_rank = engine_config.write(
+            state / "engine.yaml",
+            base,
+            list(self.known.fetched.values()),
+            self.settings.min_lora_rank,
+            self.settings.max_loras,
+        )
         self._say("")
         self.prepared.set()
         log.info("prepared: the engine may start with max-lora-rank %d", self.known.max_lora_rank)
@@ -165,7 +170,7 @@ class Agent:
             try:
                 found = await asyncio.to_thread(artifact.fetch_base, self.store, base, self.settings.models)
                 self.base, self.base_digest = base, found.digest
-                replace_file(self.settings.state / "base.json", base.model_dump_json())
+                engine_config.replace_file(self.settings.state / "base.json", base.model_dump_json())
                 return found.path
             except RunFailure as failure:
                 self._say(f"base model: {failure.message}")
@@ -333,40 +338,12 @@ class Agent:
 def write_token(path: Path) -> None:
     """A secret of this pod alone: agent and middleware share it through the pod's own volume."""
     if not path.exists():
-        replace_file(path, secrets.token_urlsafe(32))
+        engine_config.replace_file(path, secrets.token_urlsafe(32))
 
 
 def read_base(path: Path) -> DesiredBase | None:
     """The base model that this pod was prepared with, by this agent or by one before it."""
     return DesiredBase.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Readable by this pod's user alone, and never seen half written."""
-    draft = path.with_name(path.name + ".new")
-    draft.touch(mode=0o600)
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-
-
-def write_engine_config(path: Path, base: Path, settings: AgentSettings, known: Known) -> int:
-    """What vLLM is started with besides its arguments; returns the max-lora-rank.
-
-    Kept when it is there already: the engine runs with it, only the agent was restarted.
-    """
-    if path.exists():
-        return int(yaml.safe_load(path.read_text(encoding="utf-8"))["max-lora-rank"])
-    ranks = [fetched.rank for fetched in known.fetched.values()]
-    rank = artifact.engine_rank(min(max(settings.min_lora_rank, *ranks, 0), artifact.ENGINE_RANKS[-1]))
-    config = {
-        "model": str(base),
-        "enable-lora": True,
-        "max-lora-rank": rank,
-        "max-loras": settings.max_loras,
-        "max-cpu-loras": settings.max_loras,
-    }
-    replace_file(path, yaml.safe_dump(config))
-    return rank
 
 
 async def serve_health(agent: Agent, port: int) -> web.AppRunner:
