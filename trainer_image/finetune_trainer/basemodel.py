@@ -62,7 +62,7 @@ def download(
     """
     manifest = _manifest(store, status.digest)
     if status.uri.startswith("file://"):
-        path = Path(status.uri.removeprefix("file://"))
+        path = folder_of(status, directory)
         _check_folder(path, manifest)
         return path
     if manifest is None:
@@ -79,6 +79,11 @@ def license_of(store: Store, digest: str) -> str | None:
     manifest = _manifest(store, digest) or {}
     license = manifest.get("license")
     return license if isinstance(license, str) else None
+
+
+def folder_of(status: BaseModelStatus, directory: Path) -> Path:
+    """Where `download` puts a base model: `directory`, unless it is on a volume."""
+    return Path(status.uri.removeprefix("file://")) if status.uri.startswith("file://") else directory
 
 
 def _manifest(store: Store, digest: str) -> dict[str, Any] | None:

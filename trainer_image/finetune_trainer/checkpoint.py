@@ -105,17 +105,22 @@ class Checkpoints:
             if not complete:
                 log.warning("checkpoint: step-%d is incomplete (no manifest); skipped", step)
                 continue
-            folder = self.scratch / f"resume-{step}"
             try:
-                self.store.download_tree(f"{self.prefix}/step-{step}", folder)
-                return read(folder)
+                return self.at(step)
             except RunFailure as failure:
                 if failure.reason not in (DIGEST_MISMATCH, DOWNLOAD_FAILED):
                     raise
                 log.warning("checkpoint: step-%d cannot be trusted (%s); skipped", step, failure.message)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
         return None
+
+    def at(self, step: int) -> Snapshot:
+        """The checkpoint of one step. Raises: RunFailure when a file does not match its manifest."""
+        folder = self.scratch / f"resume-{step}"
+        try:
+            self.store.download_tree(f"{self.prefix}/step-{step}", folder)
+            return read(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, snapshot: Snapshot) -> None:
         """Begin to upload a checkpoint. Raises: RunFailure of the one before, if that failed."""

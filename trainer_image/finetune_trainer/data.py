@@ -29,20 +29,16 @@ class Rows:
     """All rows of one split, read from disk as they are used.
 
     Parquet has no random access, so it is rewritten once as an Arrow file, which is memory-mapped: a dataset of any
-    size costs page cache only.
+    size costs page cache only. `written`: another process on this node has done so.
     """
 
-    def __init__(self, folder: Path, split: str, scratch: Path) -> None:
+    def __init__(self, folder: Path, split: str, scratch: Path, written: bool = False) -> None:
         files = sorted(folder.glob(f"{split}-*.parquet"))
         if not files:
             raise RunFailure(INVALID_DATASET, f"prepared dataset has no {split}-*.parquet: run prepare again")
-        scratch.mkdir(parents=True, exist_ok=True)
         arrow = scratch / f"{split}.arrow"
-        schema = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
-        with pa.OSFile(str(arrow), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for file in files:
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=1024, columns=COLUMNS):
-                    writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+        if not written:
+            _write_arrow(files, arrow)
         self.table = pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
         self.columns = [self.table.column(name) for name in COLUMNS]
 
@@ -54,6 +50,15 @@ class Rows:
         if int(row.lengths.sum()) != len(row.input_ids) or len(row.labels) != len(row.input_ids):
             raise RunFailure(INVALID_DATASET, f"prepared row {index}: seq_lengths, labels and input_ids disagree")
         return row
+
+
+def _write_arrow(files: list[Path], arrow: Path) -> None:
+    arrow.parent.mkdir(parents=True, exist_ok=True)
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
+    with pa.OSFile(str(arrow), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for file in files:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=1024, columns=COLUMNS):
+                writer.write_table(pa.Table.from_batches([batch]).cast(schema))
 
 
 def decoded_prompts(rows: Rows, model: Path, count: int = 3, tokens: int = 64) -> list[str]:

@@ -21,7 +21,7 @@ def find_device(gpus: int, pretend: bool, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if visible >= gpus:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(local_rank)  # what bitsandbytes and NCCL take for the current one
         return torch.device("cuda", local_rank)
     if pretend:
         log.warning(

@@ -1,11 +1,14 @@
 """Several processes as one run: who they are, and the sums that they share. One process needs none of it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from finetune_trainer.failures import WORLD_SIZE_MISMATCH, RunFailure
+from finetune_trainer.launch import processes_per_node
 from finetune_trainer.runspec import RunSpec
 
 
@@ -23,26 +26,23 @@ class World:
         return self.rank == 0
 
 
-def join(run: RunSpec, device: torch.device) -> World:
-    """Join the run's processes, one per GPU of each node (one per node on CPUs).
+def find_world(run: RunSpec) -> World:
+    """This process among as many as were asked for: one per GPU of each node, one per node on CPUs.
 
-    Raises: RunFailure unless there are exactly as many as were asked for.
+    Raises: RunFailure when another number was started.
     """
-    resources = run.spec.resources
-    processes = resources.nodes * (max(1, resources.gpus) if device.type == "cuda" else 1)
     world = World(
         rank=int(os.environ.get("RANK", "0")),
         size=int(os.environ.get("WORLD_SIZE", "1")),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
     )
-    if world.size != processes:
+    asked = run.spec.resources.nodes * processes_per_node(run)
+    if world.size != asked:
         raise RunFailure(
             WORLD_SIZE_MISMATCH,
-            f"resources.nodes and resources.gpus ask for {processes} processes, {world.size} started; the effective "
+            f"resources.nodes and resources.gpus ask for {asked} processes, {world.size} started; the effective "
             "batch would be another one, so nothing is trained",
         )
-    if world.size > 1:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return world
 
 
@@ -64,6 +64,26 @@ def summed(world: World, *values: float, device: torch.device) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
+
+
+def wait_for_all(world: World, device: torch.device) -> None:
+    """Returns once every process has come to this point."""
+    summed(world, 0.0, device=device)
+
+
+def as_leader_says(world: World, value: int, device: torch.device) -> int:
+    """The first process's number, in every process."""
+    return int(summed(world, float(value if world.leads else 0), device=device)[0])
+
+
+@contextmanager
+def first_on_node(world: World, device: torch.device) -> Iterator[None]:
+    """Within it the first process of each node goes before its others, which find what it wrote."""
+    if world.local_rank:
+        wait_for_all(world, device)
+    yield
+    if not world.local_rank:
+        wait_for_all(world, device)
 
 
 def share_start(world: World, parameters: list[torch.nn.Parameter]) -> None:

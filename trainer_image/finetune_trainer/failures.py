@@ -21,6 +21,7 @@ GPU_NOT_VISIBLE = "GPUNotVisible"
 CUDA_OUT_OF_MEMORY = "CUDAOutOfMemory"
 WORLD_SIZE_MISMATCH = "WorldSizeMismatch"
 NON_FINITE_LOSS = "NonFiniteLoss"
+PEER_LOST = "PeerLost"
 DISK_FULL = "DiskFull"
 INTERNAL_ERROR = "InternalError"
 

@@ -66,9 +66,11 @@ class Fit:
             self.step()
             on_step()
             early = evaluate is not None and self._stop_early(evaluate)
-            stop, save_now = summed(self.world, float(interrupted()), float(due(self.state.step)), device=self.device)
+            # All stop at the same step, whichever was told to; the first one's clock says when a checkpoint is due.
+            due_now = self.world.leads and due(self.state.step)
+            stop, save_now = summed(self.world, float(interrupted()), float(due_now), device=self.device)
             finished = early or self.state.step >= self.plan.steps
-            if stop or save_now or finished:
+            if self.world.leads and (stop or save_now or finished):
                 save(self.snapshot())
             if finished:
                 break

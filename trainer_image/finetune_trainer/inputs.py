@@ -42,6 +42,14 @@ def start_download(prepared: PrepareResult, store: Store, work: Path) -> Inputs:
     return inputs
 
 
+def downloaded(prepared: PrepareResult, work: Path) -> Inputs:
+    """What another process on this node downloads: to be used once it says that it has."""
+    model, dataset = Future[Path](), Future[Path]()
+    model.set_result(basemodel.folder_of(prepared.base_model, work / "model"))
+    dataset.set_result(work / "dataset")
+    return Inputs(model, dataset)
+
+
 def _dataset(dataset: DatasetStatus, store: Store, folder: Path) -> Path:
     store.at(dataset.uri).download_tree("", folder, dataset.digest)
     return folder

@@ -85,6 +85,7 @@ def _train(
             from finetune_trainer.train import train as train_stage
 
             result = train_stage(run, store, scratch / "train", bar)
+            assert result, "one process is the first one"
     print(terminal.summary(run, result))
     return DONE
 

@@ -25,6 +25,7 @@ from finetune_operator.api.finetunestatus import (
 from finetune_trainer.digest import canonical_json
 
 Stage = Literal["prepare", "train", "export"]
+RENDEZVOUS_PORT = 29500  # of the first pod: where the processes of several nodes meet
 MAX_RESULT_BYTES = 4096  # what the kubelet keeps of a termination message
 
 

@@ -9,10 +9,12 @@ that returns a thing; this file is the order in which they are used.
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_trainer.failures import CUDA_OUT_OF_MEMORY, RunFailure
-from finetune_trainer.inputs import copy_tokenizer, start_download
+from finetune_trainer.inputs import copy_tokenizer, downloaded, start_download
 from finetune_trainer.interruption import Sigterm
 from finetune_trainer.outcome import (
     finished_result,
@@ -25,7 +27,7 @@ from finetune_trainer.outcome import (
 )
 from finetune_trainer.report import Listener, Reporter
 from finetune_trainer.runspec import Result, RunSpec, TrainResult
-from finetune_trainer.stage import Interrupted
+from finetune_trainer.stage import Interrupted, finish
 from finetune_trainer.store import Store
 from finetune_trainer.story import Story
 
@@ -33,19 +35,22 @@ log = logging.getLogger(__name__)
 WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
 
 
-def main(run: RunSpec) -> Result:
-    """Train, or find that it is done already. Raises: RunFailure, and Interrupted with a checkpoint saved."""
+def main(run: RunSpec) -> Result | None:
+    """Train, or find that it is done already; the Result is the first process's to tell.
+
+    Raises: RunFailure, and Interrupted with a checkpoint saved.
+    """
     if run.prepared is None:
         raise ValueError("a train Job needs the result of prepare in its run spec")
     store = Store(run.storage)
     trained = finished_result(store, run) or train(run, store)
-    return Result(stage="train", job=run.job, run_id=run.prepared.run_id, trained=trained)
+    return Result(stage="train", job=run.job, run_id=run.prepared.run_id, trained=trained) if trained else None
 
 
-def train(run: RunSpec, store: Store, work: Path = WORK, listener: Listener | None = None) -> TrainResult:
+def train(run: RunSpec, store: Store, work: Path = WORK, listener: Listener | None = None) -> TrainResult | None:
     """One attempt, from the newest checkpoint if there is one; report.html tells of it, however it ends.
 
-    `listener` is told of progress in the operator's place.
+    `listener` is told of progress in the operator's place. None in all processes but the first.
     """
     story = Story(run)
     try:
@@ -53,48 +58,64 @@ def train(run: RunSpec, store: Store, work: Path = WORK, listener: Listener | No
     except Interrupted:
         raise
     except Exception as error:
-        write_failed_report(store, story, error)
+        if os.environ.get("RANK", "0") == "0":
+            write_failed_report(store, story, error)
         raise
 
 
-def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: Listener) -> TrainResult:
+def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: Listener) -> TrainResult | None:
     """What `train` does; `story` is kept up to date with it."""
     assert run.prepared
     spec, prepared, sigterm = run.spec, run.prepared, Sigterm()
-    inputs = start_download(prepared, store, work)
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    inputs = start_download(prepared, store, work) if first_here else downloaded(prepared, work)
 
     started = time.monotonic()
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
-    import torch
-
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from finetune_trainer import adapter, startup
     from finetune_trainer.checkpoint import Checkpoints
     from finetune_trainer.data import Rows, batches, decoded_prompts
     from finetune_trainer.device import find_device, find_precision, use_gradient_checkpointing
-    from finetune_trainer.distributed import join, share_start
+    from finetune_trainer.distributed import as_leader_says, find_world, first_on_node, share_start, wait_for_all
     from finetune_trainer.evaluate import compare, evaluate, write_answers
     from finetune_trainer.fit import Fit
     from finetune_trainer.initialization import initialize
     from finetune_trainer.layout import choose_layout
     from finetune_trainer.objectives import make_objective
+    from finetune_trainer.peers import joined
     from finetune_trainer.plan import make_plan
     from finetune_trainer.progress import Progress, peak_memory
     from finetune_trainer.quantization import load_base_model
 
     startup.import_libraries()
     log.info("start: imports took %.1f s", time.monotonic() - started)
-    try:
-        device = find_device(spec.resources.gpus, run.pretend_gpu)
-        precision = find_precision(spec, device)
-        world = join(run, device)
-        checkpoints = Checkpoints(store, folder(run), work / "checkpoints", spec.checkpoint.keep)
-        snapshot = checkpoints.newest()
+    world = find_world(run)
+    device = find_device(spec.resources.gpus, run.pretend_gpu, world.local_rank)
 
+    def end(failure: RunFailure) -> None:
+        os._exit(finish(Result.failed(run, failure.reason, failure.message), run))
+
+    with joined(world, device, end), out_of_memory_is_told():
+        precision = find_precision(spec, device)
+        checkpoints = Checkpoints(store, folder(run), work / f"checkpoints-{world.local_rank}", spec.checkpoint.keep)
+        snapshot = checkpoints.newest() if world.leads else None
+        resumed = as_leader_says(world, snapshot.state.step if snapshot else 0, device)
+        if resumed and not world.leads:
+            snapshot = checkpoints.at(resumed)
+
+        with first_on_node(world, device):
+            inputs.model()
+            written = world.local_rank > 0
+            rows = Rows(inputs.dataset(), "train", work / "rows", written)
+            held_out = (
+                Rows(inputs.dataset(), "evaluation", work / "rows", written)
+                if prepared.dataset.evaluation_samples
+                else None
+            )
         base = load_base_model(inputs.model(), spec, precision, device)
         layout = choose_layout(base, spec)
         objective = make_objective(spec, layout, device, precision)
-        rows = Rows(inputs.dataset(), "train", work / "rows")
-        held_out = Rows(inputs.dataset(), "evaluation", work / "rows") if prepared.dataset.evaluation_samples else None
         plan = make_plan(run, inputs.model(), rows, world, device)
         use_gradient_checkpointing(base, spec, plan.checkpointing)
 
@@ -112,12 +133,16 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
 
         progress = Progress(fit, listener)
         with sigterm.deferred():
-            done = fit.run(checkpoints.save, progress.step, lambda: sigterm.received, lambda: measure()["loss"])
+            tell = progress.step if world.leads else (lambda: None)
+            done = fit.run(checkpoints.save, tell, lambda: sigterm.received, lambda: measure()["loss"])
             checkpoints.wait()
+            wait_for_all(world, device)  # a pod that comes back joins the others only when all have gone
         if not done:
             raise Interrupted(f"interrupted after step {fit.state.step}/{plan.steps}; its checkpoint is saved")
 
         evaluation = story.evaluation = compare(model, initial, measure, spec.evaluation.gates)
+        if not world.leads:
+            return None
         story.answers = write_answers(store, samples_key(run), model, initial, spec, inputs.model(), inputs.dataset())
         config = adapter.write_adapter(model, run, work / "adapter", initial)
         copy_tokenizer(inputs.model(), inputs.dataset(), work / "adapter")
@@ -127,5 +152,14 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
         story.figures = {**progress.figures(), **peak_memory()}
         write_run(store, run, story.figures)
         return write_result(store, run, progress.result(status, evaluation, write_report(store, story)))
+
+
+@contextmanager
+def out_of_memory_is_told() -> Iterator[None]:
+    """Within it a GPU without memory left is a RunFailure, which the operator answers with smaller micro batches."""
+    import torch
+
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise RunFailure(CUDA_OUT_OF_MEMORY, str(error).partition("\n")[0]) from error
