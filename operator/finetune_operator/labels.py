@@ -17,12 +17,20 @@ INPUTS = f"{GROUP}/inputs"
 ATTEMPT = f"{GROUP}/attempt"
 RUN_SPEC = f"{GROUP}/run-spec"  # annotation on pods: the run spec, mounted through the downward API
 REPORT_AUDIENCE = "finetune-operator"  # of the projected tokens with which pods report
+# Put on pods by the Job controller.
+JOB_NAME = "batch.kubernetes.io/job-name"
+COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def of_owner(kind: str, name: str) -> dict[str, str]:
     """The labels by which the children of one object are found."""
     return {MANAGED_BY: MANAGER, OWNER_LABEL[kind]: name}
+
+
+def first_of_its_job(pod: dict[str, Any]) -> bool:
+    """Whether a pod speaks for its Job: of several pods only the first one does."""
+    return bool(pod["metadata"].get("labels", {}).get(COMPLETION_INDEX, "0") == "0")
 
 
 def owner_reference(parent: dict[str, Any]) -> dict[str, Any]:

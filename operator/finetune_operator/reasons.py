@@ -46,6 +46,10 @@ FAILURES: dict[str, Failure] = {
     "NonFiniteLoss": Failure("never", "lower training.learningRate, or set training.precision: FP32"),
     "GPUNotVisible": Failure("never", f"check the node's GPU driver and podTemplate.runtimeClassName, {TRY_AGAIN}"),
     "WorldSizeMismatch": Failure("infrastructure", "check resources.gpus and resources.nodes against the nodes"),
+    "PeerLost": Failure(
+        "infrastructure",
+        "see the nodes' events and the other pods' logs; a NetworkPolicy must let the run's pods reach each other",
+    ),
     # -- memory
     "CUDAOutOfMemory": Failure("outOfMemory", "lower training.maxLength or method.lora.rank, or use a larger GPU"),
     "OutOfMemory": Failure("outOfMemory", f"raise resources.memory, {TRY_AGAIN}"),

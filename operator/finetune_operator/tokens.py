@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from finetune_operator.kube import PODS, TOKENREVIEWS, Kube, Object
-from finetune_operator.labels import OWNER_LABEL
+from finetune_operator.labels import OWNER_LABEL, first_of_its_job
 from finetune_operator.labels import REPORT_AUDIENCE as AUDIENCE
 from finetune_operator.queue import Key
 
@@ -36,6 +36,7 @@ class Sender:
     owners: frozenset[Key]
     job: str = ""
     job_uid: str = ""
+    leads: bool = True  # of the several pods of a Job only the first one speaks for it
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class Tokens:
             raise Refused(403, f"pod {sender.namespace}/{sender.pod} does not belong to {key}")
         if key.kind == "FineTune" and not sender.job:
             raise Refused(403, f"pod {sender.namespace}/{sender.pod} belongs to no Job")
+        if not sender.leads:
+            raise Refused(
+                403, f"pod {sender.namespace}/{sender.pod} is not the first of Job {sender.job}, which reports"
+            )
 
     async def _review(self, token: str) -> Sender:
         answer = await self._kube.create(
@@ -108,7 +113,8 @@ def _with_owners(sender: Sender, pod: Object) -> Sender:
     )
     controller: Object = next((o for o in pod["metadata"].get("ownerReferences", []) if o.get("controller")), {})
     if controller.get("kind") == "Job":
-        return replace(sender, owners=owners, job=controller["name"], job_uid=controller["uid"])
+        leads = first_of_its_job(pod)
+        return replace(sender, owners=owners, job=controller["name"], job_uid=controller["uid"], leads=leads)
     return replace(sender, owners=owners)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,12 +49,14 @@ def again(jobs: Sequence[Object], pods: Sequence[Object], now: dt.datetime) -> f
 
 
 def _silent(jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
-    """Pods whose container is being created, and Jobs that have no pod: neither says why."""
-    with_pods = {observe.owner(pod) for pod in pods}
+    """Pods whose container is being created, and Jobs that lack a pod: neither says why."""
+    created = Counter(observe.owner(pod) for pod in pods)
     idle = [
         job
         for job in jobs
-        if job["metadata"]["uid"] not in with_pods and not observe.ended(job) and not job["spec"].get("suspend")
+        if created[job["metadata"]["uid"]] < (job["spec"].get("completions") or 1)
+        and not observe.ended(job)
+        and not job["spec"].get("suspend")
     ]
     return idle + [pod for pod in pods if observe.container_creating(pod)]
 

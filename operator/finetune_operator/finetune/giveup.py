@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
+from typing import Any
 
 from finetune_operator.api.finetunestatus import RunStatus
 from finetune_operator.finetune import observe
 from finetune_operator.finetune.observe import Attempt
+
+Object = dict[str, Any]
 
 # An image that cannot be pulled keeps a node's GPU for nothing.
 PULL_SECONDS = 15 * 60
@@ -25,14 +28,18 @@ def judged(attempt: Attempt, run: RunStatus, newest_image: str, now: dt.datetime
     left = seconds_until_lost(attempt, now)
     if left is not None and left <= 0:
         # Its kubelet is silent: the Job controller would wait for its word for ever.
-        pod = attempt.pods[-1]
+        pod = min(_ending(attempt, now), key=lambda ending: ending[0])[1]
         message = f"pod {pod['metadata']['name']} was to end, and node {pod['spec'].get('nodeName')} does not answer"
         return replace(attempt, state="Failed", given_up=True, reason="NodeLost", message=message)
     return attempt
 
 
 def seconds_until_lost(attempt: Attempt, now: dt.datetime) -> float | None:
-    """Until the attempt's newest pod counts as lost; None as long as nobody has told it to end."""
-    if not attempt.pods or not observe.holds(attempt.pods[-1]):
-        return None
-    return observe.seconds_until_overdue(attempt.pods[-1], now)
+    """Until a pod of the attempt counts as lost; None as long as nobody has told one to end."""
+    return min((left for left, _ in _ending(attempt, now)), default=None)
+
+
+def _ending(attempt: Attempt, now: dt.datetime) -> list[tuple[float, Object]]:
+    """The pods that were told to end and have not, each with the seconds until it counts as lost."""
+    pods = [(observe.seconds_until_overdue(pod, now), pod) for pod in attempt.pods if observe.holds(pod)]
+    return [(left, pod) for left, pod in pods if left is not None]

@@ -1,4 +1,7 @@
-"""Builds the Jobs of a run as plain dicts: one Job is one attempt, created once and never changed."""
+"""Builds the Jobs of a run as plain dicts: one Job is one attempt, created once and never changed.
+
+A run on several nodes is one indexed Job: a pod per node, and a Service by whose name they find the first of them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from finetune_operator import labels, podtemplate
 from finetune_operator.api.finetune import FineTune, FineTuneSpec
 from finetune_operator.finetune import volumes
 from finetune_operator.settings import Settings
-from finetune_trainer.runspec import RunSpec, Stage, Storage
+from finetune_trainer.runspec import RENDEZVOUS_PORT, RunSpec, Stage, Storage
 
 Object = dict[str, Any]
 
@@ -59,6 +62,7 @@ def job(parent: FineTune, spec: RunSpec, settings: Settings) -> Object:
         labels.INPUTS: spec.inputs,
         labels.ATTEMPT: str(spec.attempt),
     }
+    nodes = _nodes(parent.spec, spec.stage)
     queue = {labels.KUEUE_QUEUE: parent.spec.queue_name} if parent.spec.queue_name else {}
     return {
         "apiVersion": "batch/v1",
@@ -78,9 +82,10 @@ def job(parent: FineTune, spec: RunSpec, settings: Settings) -> Object:
             ],
         },
         "spec": {
-            "completions": 1,
-            "parallelism": 1,
-            # Retries are the operator's: each is an attempt of its own, with a reason and a price in the status.
+            "completions": nodes,
+            "parallelism": nodes,
+            **({"completionMode": "Indexed"} if nodes > 1 else {}),
+            # One failed pod fails the attempt. Retries are the operator's: each is an attempt of its own, with a reason and a price in the status.
             "backoffLimit": 0,
             "podFailurePolicy": _pod_failure_policy(),
             # Never two pods of one run at once: they would write the same checkpoints.
@@ -88,6 +93,43 @@ def job(parent: FineTune, spec: RunSpec, settings: Settings) -> Object:
             "template": podtemplate.merge(parent.spec.pod_template, _pod(parent, spec, settings, identity), CONTAINER),
         },
     }
+
+
+def rendezvous(job: Object) -> Object | None:
+    """The headless Service that gives the pods of a Job (as stored) their names; None when there is one pod only."""
+    meta = job["metadata"]
+    name = job["spec"]["template"]["spec"].get("subdomain")
+    if name is None:
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": meta["namespace"],
+            "labels": meta["labels"],
+            # Goes with its Job.
+            "ownerReferences": [
+                {"apiVersion": "batch/v1", "kind": "Job", "name": meta["name"], "uid": meta["uid"], "controller": True}
+            ],
+        },
+        "spec": {
+            "clusterIP": "None",
+            "selector": {labels.JOB_NAME: meta["name"]},
+            # They look for each other before any of them is ready.
+            "publishNotReadyAddresses": True,
+            "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT, "targetPort": RENDEZVOUS_PORT}],
+        },
+    }
+
+
+def _service_name(job: str) -> str:
+    """A letter first, as names of Services must have; at most 63 characters."""
+    return f"ft-{job}"
+
+
+def _nodes(spec: FineTuneSpec, stage: Stage) -> int:
+    return spec.resources.nodes if stage == "train" else 1
 
 
 def _pod_failure_policy() -> Object:
@@ -102,6 +144,7 @@ def _pod_failure_policy() -> Object:
 
 def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str, str]) -> Object:
     mounted = volumes.of(parent.spec, spec.stage, settings)
+    several = _nodes(parent.spec, spec.stage) > 1
     return {
         "metadata": {
             "labels": identity,
@@ -118,6 +161,7 @@ def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str
             "terminationGracePeriodSeconds": GRACE_SECONDS[spec.stage],
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
+            **({"subdomain": _service_name(spec.job)} if several else {}),
             "imagePullSecrets": [{"name": name} for name in settings.images.pull_secrets],
             "securityContext": {
                 "runAsNonRoot": True,
@@ -134,7 +178,8 @@ def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str
                     "image": spec.trainer_image,
                     "imagePullPolicy": settings.images.pull_policy,
                     "args": [spec.stage, "--spec", volumes.SPEC_FILE],
-                    "env": _environment(parent.spec, spec.stage, settings),
+                    "env": _environment(parent.spec, spec.stage, settings)
+                    + ([_first_pod(spec.job)] if several else []),
                     "resources": _resources(spec, settings),
                     # The last lines of the log say what killed a process that left no result.
                     "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -166,6 +211,11 @@ def _environment(spec: FineTuneSpec, stage: Stage, settings: Settings) -> list[O
         token = spec.output.hub.token_secret_ref
         environment += [*_hub_endpoint(settings), _secret("FINETUNE_OUTPUT_HF_TOKEN", token.name, token.key)]
     return environment
+
+
+def _first_pod(job: str) -> Object:
+    """Where the pods meet; which of them a pod is, the Job controller tells it (JOB_COMPLETION_INDEX)."""
+    return {"name": "MASTER_ADDR", "value": f"{job}-0.{_service_name(job)}"}
 
 
 def _hub_endpoint(settings: Settings) -> list[Object]:

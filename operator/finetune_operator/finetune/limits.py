@@ -25,7 +25,7 @@ def seconds_left(view: View) -> float | None:
         left.append(seconds(view.parent.spec.active_deadline) - (view.now - view.started).total_seconds())
     allowed = allowed_gpu_hours(view)
     if allowed is not None and view.current is not None and view.current.gpus:
-        left.append((allowed - gpu_hours(view)) * 3600 / view.current.gpus)
+        left.append((allowed - gpu_hours(view)) * 3600 / (view.current.gpus * view.current.nodes))
     return max(min(left), 1.0) if left else None
 
 

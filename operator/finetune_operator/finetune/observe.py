@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
 from finetune_operator import labels, times
 from finetune_operator.api.finetunestatus import ProgressStatus
 from finetune_operator.report import Report
+from finetune_trainer.failures import PEER_LOST
 from finetune_trainer.runspec import Result, Stage
 
 Object = dict[str, Any]
@@ -43,7 +45,8 @@ class Attempt:
     result: Result | None = None
     progress: ProgressStatus | None = None
     micro_batch: int | None = None  # as ordered in its run spec
-    gpus: int = 0
+    nodes: int = 1  # pods that run at once
+    gpus: int = 0  # of each pod
     disruptions: int = 0  # pods that the Job controller replaced
     finished_at: dt.datetime | None = None
     given_up: bool = False  # failed by our own judgement: its Job has not ended
@@ -73,8 +76,10 @@ def attempt(job: Object, all_pods: Iterable[Object], reports: Mapping[str, Repor
         result=result,
         progress=_progress(own_reports),
         micro_batch=_run_spec(job).get("microBatch"),
+        nodes=_nodes(job),
         gpus=_gpus(job),
-        disruptions=sum(1 for p in pods if _interrupted(p)),
+        # All pods of a run are interrupted together.
+        disruptions=max(Counter(_index(p) for p in pods if _interrupted(p)).values(), default=0),
         finished_at=_finished(job),
         pods=tuple(pods),
     )
@@ -120,28 +125,69 @@ def seconds_until_overdue(pod: Object, now: dt.datetime) -> float | None:
 
 def _state(job: Object, pods: Sequence[Object], result: Result | None) -> tuple[State, str, str]:
     # 1. The result is the truth, however it came: the Job's own conditions follow seconds later.
-    if result is not None and result.failure is not None:
-        return "Failed", result.failure.reason, result.failure.message
-    if result is not None:
+    if result is not None and result.failure is None:
         return "Succeeded", "", ""
-    # 2. The Job ended without one.
-    failed = _condition(job, "Failed") or _condition(job, "FailureTarget")
+    several = _nodes(job) > 1
+    if result is not None and result.failure is not None and not several:
+        return "Failed", result.failure.reason, result.failure.message
+    # 2. The Job ended without one. Which of several pods failed first is known when all have ended.
+    failed = _condition(job, "Failed") or (None if several else _condition(job, "FailureTarget"))
     if failed is not None:
-        return "Failed", *_why_failed(pods, failed)
+        return "Failed", *_why_failed(job, pods, failed)
     if _condition(job, "Complete") is not None:
         return "Failed", "NoResult", "the Job is complete, but its pod left no result and no report arrived"
     # 3. It runs, or waits for something.
-    running = [p for p in pods if _container_state(p, "running") is not None]
-    if running:
+    newest = _newest(pods)
+    waiting = [p for p in newest if _phase(p) != "Succeeded" and _container_state(p, "running") is None]
+    if len(newest) == _nodes(job) and not waiting:
         return "Running", "", ""
-    return "Waiting", *_why_waiting(job, pods)
+    return "Waiting", *_why_waiting(job, newest, waiting)
 
 
-def _why_failed(pods: Sequence[Object], condition: Object) -> tuple[str, str]:
-    """Reason and message of a Job that failed without a result, from its newest pod."""
+def _newest(pods: Sequence[Object]) -> list[Object]:
+    """The newest pod of each index, in the order of the indexes; of all, where there are no indexes."""
+    newest = {_index(pod): pod for pod in pods}
+    return [newest[index] for index in sorted(newest)]
+
+
+def _index(pod: Object) -> int:
+    """Which of its Job's pods this is."""
+    return int(pod["metadata"].get("labels", {}).get(labels.COMPLETION_INDEX, "0"))
+
+
+def _why_failed(job: Object, pods: Sequence[Object], condition: Object) -> tuple[str, str]:
+    """Reason and message of a Job that failed, from the pod that failed first."""
     if not pods:
         return "PodDeleted", "the pod was deleted"
-    pod = pods[-1]
+    broken = [pod for pod in _newest(pods) if _phase(pod) != "Succeeded"] or list(pods)
+    causes = sorted((_blame(job, pod, condition) for pod in broken), key=lambda blame: blame.order)
+    return causes[0].reason, causes[0].message
+
+
+class _Blame(NamedTuple):
+    """Why one of a Job's pods failed. First in `order` is what the others followed from: a pod that only missed
+    another one, or was told to stop because of it, comes last."""
+
+    order: tuple[bool, str, bool]
+    reason: str
+    message: str
+
+
+def _blame(job: Object, pod: Object, condition: Object) -> _Blame:
+    ended = _container_state(pod, "terminated") or {}
+    told = _of_job(job, _parse(ended.get("message")))
+    if told is not None and told.failure is not None:
+        reason, message = told.failure.reason, told.failure.message
+        if _nodes(job) > 1:
+            message = f"pod {pod['metadata']['name']}: {message}"
+    else:
+        reason, message = _why_pod_failed(pod, condition)
+    # One second is all that the time resolves.
+    return _Blame((reason == PEER_LOST, ended.get("finishedAt") or "~", reason == "Interrupted"), reason, message)
+
+
+def _why_pod_failed(pod: Object, condition: Object) -> tuple[str, str]:
+    """Reason and message of a pod that failed without a result."""
     name = pod["metadata"]["name"]
     node = pod["spec"].get("nodeName", "its node")
     ended = _container_state(pod, "terminated") or {}
@@ -196,13 +242,15 @@ _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverP
 _CONFIG = ("CreateContainerConfigError", "CreateContainerError")
 
 
-def _why_waiting(job: Object, pods: Sequence[Object]) -> tuple[str, str]:
+def _why_waiting(job: Object, pods: Sequence[Object], waiting_pods: Sequence[Object]) -> tuple[str, str]:
+    """Of the first pod that waits; the others may run already."""
     if job["spec"].get("suspend"):
         queue = job["metadata"]["labels"].get(labels.KUEUE_QUEUE, "")
         return "WaitingForQuota", f"the Job waits in Kueue queue {queue}" if queue else "the Job is suspended"
-    if not pods:
-        return "Starting", "the pod is being created"
-    pod = pods[-1]
+    if not waiting_pods:
+        several = f"{len(pods)} of {_nodes(job)} pods are there" if _nodes(job) > 1 else "the pod is being created"
+        return "Starting", several
+    pod = waiting_pods[0]
     for condition in pod.get("status", {}).get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return "Unschedulable", condition.get("message", "") or "no node can take the pod"
@@ -216,14 +264,16 @@ def _why_waiting(job: Object, pods: Sequence[Object]) -> tuple[str, str]:
 
 
 def _result(job: Object, pods: Iterable[Object], reports: Iterable[Report]) -> Result | None:
+    """What the first pod says: it alone speaks for the Job while its pods run."""
     texts: list[Any] = [r.body.get("result") for r in reports]
     for pod in pods:
-        texts.append((_container_state(pod, "terminated") or {}).get("message"))
-    for text in texts:
-        result = _parse(text)
-        if result is not None and result.job == job["metadata"]["name"]:
-            return result
-    return None
+        if _index(pod) == 0:
+            texts.append((_container_state(pod, "terminated") or {}).get("message"))
+    return next((result for text in texts if (result := _of_job(job, _parse(text))) is not None), None)
+
+
+def _of_job(job: Object, result: Result | None) -> Result | None:
+    return result if result is not None and result.job == job["metadata"]["name"] else None
 
 
 def _parse(text: Any) -> Result | None:
@@ -258,8 +308,11 @@ def _run_spec(job: Object) -> Object:
 
 def _gpus(job: Object) -> int:
     limits = job["spec"]["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
-    per_pod = sum(int(amount) for name, amount in limits.items() if "/" in name)
-    return per_pod * int(job["spec"].get("parallelism") or 1)
+    return sum(int(amount) for name, amount in limits.items() if "/" in name)
+
+
+def _nodes(job: Object) -> int:
+    return int(job["spec"].get("completions") or 1)
 
 
 def _seconds_running(pod: Object, now: dt.datetime) -> float:

@@ -12,10 +12,11 @@ from finetune_operator.api.finetune import FineTune
 from finetune_operator.context import Context
 from finetune_operator.event import Event
 from finetune_operator.finetune import explain, twins
+from finetune_operator.finetune.jobs import rendezvous
 from finetune_operator.finetune.plan import SAME_RUN, Plan, plan
 from finetune_operator.finetune.status import to_json
 from finetune_operator.finetune.view import View, view
-from finetune_operator.kube import FINETUNES, JOBS, PODS, ApiError, Object
+from finetune_operator.kube import FINETUNES, JOBS, PODS, SERVICES, ApiError, Object
 from finetune_operator.queue import Key
 
 log = logging.getLogger(__name__)
@@ -93,26 +94,52 @@ async def _act(context: Context, raw: Object, decided: Plan, *, changed: bool) -
 
 
 async def _create(context: Context, raw: Object, job: Object) -> bool:
-    """False while the name is taken by a Job that is on its way out."""
+    """False while the name of the Job, or of its Service, is taken by one that is on its way out."""
+    stored = await _create_job(context, raw, job)
+    return stored is not None and await _create_rendezvous(context, raw, stored)
+
+
+async def _create_job(context: Context, raw: Object, job: Object) -> Object | None:
+    """The Job as stored; None while its name is taken by one that is on its way out."""
     meta = job["metadata"]
     try:
-        context.wrote(await context.kube.create(JOBS, job))
+        stored = await context.kube.create(JOBS, job)
+        context.wrote(stored)
     except ApiError as error:
         if error.already_exists:
             found = await context.kube.get(JOBS, meta["namespace"], meta["name"])
             if found is None or found["metadata"].get("deletionTimestamp"):
-                return False
+                return None
             owners = found["metadata"].get("ownerReferences") or []
             if any(owner["uid"] == raw["metadata"]["uid"] for owner in owners):
-                return True  # created by an attempt at this very plan whose status write did not succeed
+                return found  # created by an attempt at this very plan whose status write did not succeed
             if any(owner["kind"] == raw["kind"] and owner["name"] == raw["metadata"]["name"] for owner in owners):
-                return False  # of a deleted object of the same name; the garbage collector is at it
+                return None  # of a deleted object of the same name; the garbage collector is at it
             await _say_refused(context, raw, f"Job {meta['name']} exists and is not ours: rename or delete it")
         elif error.refused and not error.namespace_ending:
             await _say_refused(context, raw, f"Job {meta['name']} was refused: {error.message}")
         raise
     metrics.jobs_created.labels(meta["labels"][labels.STAGE]).inc()
     log.info("created Job %s", meta["name"])
+    return stored
+
+
+async def _create_rendezvous(context: Context, raw: Object, job: Object) -> bool:
+    """The Service of a Job with several pods; False while one of an earlier Job of this name is on its way out."""
+    service = rendezvous(job)
+    if service is None:
+        return True
+    meta = service["metadata"]
+    try:
+        await context.kube.create(SERVICES, service)
+    except ApiError as error:
+        if error.already_exists:
+            found = await context.kube.get(SERVICES, meta["namespace"], meta["name"])
+            owners = (found or {}).get("metadata", {}).get("ownerReferences") or []
+            return any(owner["uid"] == job["metadata"]["uid"] for owner in owners)
+        if error.refused and not error.namespace_ending:
+            await _say_refused(context, raw, f"Service {meta['name']} was refused: {error.message}")
+        raise
     return True
 
 

@@ -92,10 +92,11 @@ def view(
 
 
 def _explained(attempt: Attempt, job: Object, explanations: Mapping[str, tuple[str, str]]) -> Attempt:
-    uid = attempt.pods[-1]["metadata"]["uid"] if attempt.pods else job["metadata"]["uid"]
-    if attempt.state != "Waiting" or uid not in explanations:
+    uids = [item["metadata"]["uid"] for item in (*reversed(attempt.pods), job)]
+    told = next((explanations[uid] for uid in uids if uid in explanations), None)
+    if attempt.state != "Waiting" or told is None:
         return attempt
-    reason, message = explanations[uid]
+    reason, message = told
     return replace(attempt, reason=reason, message=message)
 
 

@@ -77,6 +77,7 @@ CASES: dict[str, Object] = {
     "prepare-smallest": build(finetune(), "prepare"),
     "train-smallest": training(finetune()),
     "prepare-everything": build(finetune(**EVERYTHING), "prepare", WITH_HUB),
+    "train-two-nodes": training(finetune(resources={"gpus": 2, "nodes": 2, "sharedMemory": "8Gi"})),
     "train-everything": training(finetune(**EVERYTHING), micro_batch=4, attempt=2),
     "export-everything": exporting(finetune(**EVERYTHING), WITH_HUB),
 }

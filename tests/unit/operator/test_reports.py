@@ -99,6 +99,7 @@ async def test_a_report_of_the_runs_own_pod_is_kept_and_has_the_object_looked_at
         ("other-run", 403, "does not belong to FineTune demo/bot"),
         ("gone", 403, "is gone"),
         ("no-job", 403, "belongs to no Job"),
+        ("second", 403, "is not the first of Job bot-train-1"),
     ],
 )
 async def test_others_are_refused_with_a_reason(
@@ -107,6 +108,8 @@ async def test_others_are_refused_with_a_reason(
     kube = bench.kube
     kube.add_pod("other-run", {"finetune.dev/finetune": "other"}, "other-train-1")
     kube.add_pod("no-job", {"finetune.dev/finetune": "bot"})
+    second = {"finetune.dev/finetune": "bot", "batch.kubernetes.io/job-completion-index": "1"}
+    kube.add_pod("second", second, "bot-train-1")
     kube.add_pod("gone", {"finetune.dev/finetune": "bot"}, "bot-train-1")
     del kube.objects["Pod", "demo", "gone"]
     # An API server that knows no audiences answers without them.
