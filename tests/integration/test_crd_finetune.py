@@ -467,8 +467,6 @@ NOT_SUPPORTED_EXAMPLES: dict[str, Changes] = {
     "training.earlyStopping": {"training.earlyStopping": {}, **HELD_OUT},
     "checkpoint.every": {"checkpoint.every": "epoch"},
     "evaluation.tasks": {"evaluation.tasks": [{"name": "hellaswag"}]},
-    "resources.gpus": {"resources.gpus": 2},
-    "resources.nodes": {"resources.nodes": 2},
     "output.exports": {"output.exports": ["GGUF"]},
     "output.hub": {"output.hub": {"repo": "acme/bot", "tokenSecretRef": {"name": "hub"}}},
     "budget": {"budget": {"maxGpuHours": 10}},

@@ -21,8 +21,6 @@ NOT_SUPPORTED_YET: dict[str, dict[str, str]] = {
         "method.lora.alphaPattern": "has(self.method.lora) && has(self.method.lora.alphaPattern) && self.method.lora.alphaPattern.size() > 0",
         "method.lora.loraPlusRatio": "has(self.method.lora) && has(self.method.lora.loraPlusRatio)",
         "evaluation.tasks": "has(self.evaluation.tasks) && self.evaluation.tasks.size() > 0",
-        "resources.gpus": "self.resources.gpus > 1",
-        "resources.nodes": "self.resources.nodes > 1",
         "output.exports": "has(self.output.exports) && ('GGUF' in self.output.exports || "
         "(self.output.exports.size() > 0 && self.objective.type == 'Reward'))",
         "deletionPolicy": "self.deletionPolicy == 'Delete'",
