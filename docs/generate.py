@@ -5,13 +5,17 @@
 docs/api.md                                    from crds/*.yaml
 docs/operations.md (reasons)                   from finetune_operator.reasons
 docs/finetune.md, docs/serving.md (refused)    from finetune_operator.api.unsupported
+docs/memory.md (tables)                        from finetune_trainer.estimate, by docs/memory.py
+docs/cli.md (help)                             from finetune_trainer.cli
 charts/finetune-operator/README.md (values)    from the `# --` comments of values.yaml
 charts/finetune-operator/values.schema.json    its descriptions, from the same comments
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -219,6 +223,33 @@ def waiting_table() -> str:
     return "\n".join(["| reason | meaning |", "|---|---|", *rows])
 
 
+def command_help() -> str:
+    """What `finetune` and each command that people run by hand say to --help."""
+    from finetune_trainer.cli import parser, subparsers
+
+    root = parser()
+    shown = {"finetune": root} | {f"finetune {name}": one for name, one in subparsers(root).items()}
+    parts = [f"### {name}\n\n```text\n{_help(one)}\n```" for name, one in shown.items()]
+    return "\n\n".join(parts)
+
+
+def _help(command: argparse.ArgumentParser) -> str:
+    """The help at 100 columns, whatever the terminal has."""
+    columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "100"
+    try:
+        return command.format_help().strip()
+    finally:
+        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
+
+
+def memory_page(text: str) -> str:
+    import memory
+
+    for name, write in memory.SECTIONS.items():
+        text = with_section(text, name, write())
+    return text
+
+
 def unsupported_list(kind: str) -> str:
     from finetune_operator.api.unsupported import NOT_SUPPORTED_YET
 
@@ -262,6 +293,8 @@ def generated() -> dict[Path, str]:
             (docs / "serving.md").read_text(), "unsupported", unsupported_list("AdapterDeployment")
         ),
         docs / "api.md": api_page(crds),
+        docs / "memory.md": memory_page((docs / "memory.md").read_text()),
+        docs / "cli.md": with_section((docs / "cli.md").read_text(), "help", command_help()),
     }
 
 

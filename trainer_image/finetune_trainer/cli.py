@@ -64,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def subparsers(root: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands that people run by hand, by name."""
+    [commands] = (action for action in root._actions if isinstance(action, argparse._SubParsersAction))
+    return {name: parser for name, parser in commands.choices.items() if name in MODULES}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 failed with a Result, 143 interrupted with a checkpoint)."""
     argv = sys.argv[1:] if argv is None else argv

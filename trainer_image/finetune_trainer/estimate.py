@@ -99,15 +99,16 @@ def verdict(shape: Architecture, work: Workload) -> EstimateStatus:
     if asked != "auto":
         chosen = _chosen(shape, work, int(asked), memory)
         if chosen.expected <= memory:
-            return _status(
-                chosen, "Fits", max(fitting, default=int(asked)), "" if chosen.high <= memory else _tight(memory)
-            )
+            return _fits(chosen, max([*fitting, int(asked)]), memory)
     elif fitting:
-        return _status(_chosen(shape, work, max(fitting), memory), "Fits", max(fitting), "")
+        return _fits(_chosen(shape, work, max(fitting), memory), max(fitting), memory)
     chosen = _chosen(shape, work, 1, memory)
     if chosen.expected <= memory:
-        smaller = "" if asked == "auto" else f"training.microBatchSize: {asked} does not fit, 1 does; "
-        return _status(chosen, "Fits" if asked == "auto" else "DoesNotFit", 1, smaller + _tight(memory))
+        if asked == "auto":
+            return _fits(chosen, 1, memory)
+        largest = max(fitting, default=1)
+        smaller = f"training.microBatchSize: {asked} does not fit, {largest} does; the effective batch stays the same"
+        return _status(_chosen(shape, work, largest, memory), "DoesNotFit", largest, smaller)
     return _status(chosen, "DoesNotFit", 0, what_would_fit(shape, work, memory))
 
 
@@ -115,6 +116,9 @@ def what_would_fit(shape: Architecture, work: Workload, memory: float) -> str:
     """The smallest changes that would make it fit, in words."""
     spec, least = work.spec, estimate(shape, work, 1, checkpointing=True)
     text = f"needs about {gib(least.expected)} with micro batch 1 and checkpointing, one GPU has {gib(memory)}"
+    weights = least.parts[0].expected
+    if weights > memory:
+        text += f" and the weights alone take {gib(weights)}"
     options: list[str] = []
     length = work.row_tokens
     while length > 256:
@@ -141,7 +145,7 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
     tokens = micro_batch * work.row_tokens
     parts = (
         _weights(shape, work),
-        _exact("adapter and gradients", 8 * trained, "float32 weights and gradients"),
+        _exact("adapter and gradients", 8 * trained, "float32 weights and gradients (PEFT's default)"),
         _optimizer(spec.training.optimizer, trained),
         _activations(shape, spec, tokens, checkpointing),
         _logits(shape, tokens, work.learned),
@@ -155,7 +159,13 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
         ),
     )
     grown = sum(part.expected for part in parts[3:5])
-    waste = Part("allocator", 0, 0.04 * grown, 0.25 * grown + 0.2 * GIB, "fragmentation of PyTorch's caching allocator")
+    waste = Part(
+        "allocator",
+        0,
+        0.04 * grown,
+        0.25 * grown + 0.2 * GIB,
+        "what PyTorch's caching allocator reserves and cannot use",
+    )
     return Estimate((*parts, waste), trained, micro_batch, checkpointing)
 
 
@@ -233,11 +243,15 @@ def _weights(shape: Architecture, work: Workload) -> Part:
         return _exact(
             "weights",
             linear * (0.5 + state) + other * full,
-            f"{quantization.type} of the blocks, the rest in {8 * full} bit",
+            f"{quantization.type}: half a byte and a constant per 64 weights (Dettmers et al. 2023); the rest {8 * full} bit",
         )
     if quantization.type == "INT8":
         scales = 4 * shape.layers * sum(layer.outputs for layer in shape.linears)
-        return _exact("weights", linear + scales + other * full, "LLM.int8(): one byte and a float32 scale per row")
+        return _exact(
+            "weights",
+            linear + scales + other * full,
+            "LLM.int8(): a byte, and a float32 scale per row (Dettmers et al. 2022)",
+        )
     return _exact("weights", total * full, f"{8 * full} bit per parameter")
 
 
@@ -248,7 +262,7 @@ def _optimizer(name: str, trained: int) -> Part:
         "lion_8bit": 1 + 4 / 256, "adafactor": 0.1, "sgd": 0,
     }[name]  # fmt: skip
     size = trained * per_parameter
-    source = f"{name}: {per_parameter:g} bytes per trained parameter"
+    source = f"{name}: {per_parameter:g} bytes per trained parameter, as torch and bitsandbytes allocate them"
     return Part("optimizer", 0 if name.startswith("paged") else size, size, size, source)
 
 
@@ -276,7 +290,7 @@ def _activations(shape: Architecture, spec: FineTuneSpec, tokens: int, checkpoin
         block += copies // shape.layers
     if checkpointing:
         kept = shape.layers * width * shape.hidden + block
-        source = "checkpointing: each block's input, and one block being computed again"
+        source = "checkpointing: each block's input, and one block computed again (Chen et al. 2016)"
     else:
         kept, source = shape.layers * block, "every block (Korthikanti et al. 2022, recounted for frozen weights)"
     size = tokens * kept
@@ -340,10 +354,15 @@ def _status(chosen: Estimate, verdict: str, largest: int | None, message: str) -
     )
 
 
-def _tight(memory: float) -> str:
-    return (
-        f"close to the GPU's {gib(memory)}: it may run out of memory, and would then go on with a smaller micro batch"
-    )
+def _fits(chosen: Estimate, largest: int, memory: float) -> EstimateStatus:
+    """The verdict with what it holds for, and how close it is."""
+    how = f"with micro batch {chosen.micro_batch} and {'' if chosen.checkpointing else 'no '}gradient checkpointing"
+    text = f"{how}: about {gib(chosen.expected)}, at most {gib(chosen.high)}, of {gib(memory)}"
+    if chosen.high > memory:
+        text += "; it may run out of memory, and would then go on with a smaller micro batch"
+    elif largest > chosen.micro_batch:
+        text += f"; up to micro batch {largest} would fit"
+    return _status(chosen, "Fits", largest, text)
 
 
 def gib(size: float) -> str:

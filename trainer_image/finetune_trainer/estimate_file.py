@@ -14,6 +14,8 @@ from finetune_trainer.estimate import GIB, Estimate, Workload, check_targets, es
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.finetunefile import BadFile, read_finetune
 
+WORDS = {"Fits": "fits ", "DoesNotFit": "does not fit: ", "Unknown": "unknown whether it fits: "}
+
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the estimate; 1 when the run is known not to fit or cannot be trained."""
@@ -49,11 +51,10 @@ def _print(spec: FineTuneSpec, model: Path) -> int:
     check_targets(shape, spec)
     work = Workload(spec, spec.training.max_length)
     found = verdict(shape, work)
-    size = found.largest_micro_batch or (
-        1 if spec.training.micro_batch_size == "auto" else int(spec.training.micro_batch_size)
-    )
+    asked = spec.training.micro_batch_size
+    size = int(asked) if asked != "auto" and found.verdict != "DoesNotFit" else found.largest_micro_batch or 1
     print(table(shape, estimate(shape, work, size, bool(found.gradient_checkpointing))))
-    print(f"\n{found.verdict}{': ' + found.message if found.message else ''}")
+    print(f"\n{WORDS[found.verdict]}{found.message}")
     return 1 if found.verdict == "DoesNotFit" else 0
 
 

@@ -17,8 +17,11 @@ from finetune_operator import metrics  # noqa: F401  registers them
 from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.reasons import FAILURES
-from finetune_trainer import formats
+from finetune_trainer import apirules, formats
+from finetune_trainer.architecture import architecture, read_config
 from finetune_trainer.digest import hash_tree, tree_digest
+from finetune_trainer.estimate import Workload, trainable_parameters, verdict
+from finetune_trainer.finetunefile import read_finetune
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "charts" / "finetune-operator" / "README.md"])
@@ -45,8 +48,33 @@ def ours() -> Iterator[Any]:
 
 @pytest.mark.parametrize("document", list(ours()))
 def test_every_shown_object_is_valid(document: dict[str, Any]) -> None:
-    KINDS[document["kind"]].model_validate(document)
+    parsed = KINDS[document["kind"]].model_validate(document)
     assert document["metadata"]["namespace"] == "demo"
+    assert not isinstance(parsed, FineTune) or apirules.broken(parsed) == []
+
+
+RECIPES = {
+    "llama-3.1-8b-lora-dolly": ("llama-3.1-8b", 13_631_488),
+    "llama-3.1-70b-qlora": ("llama-3.1-70b", 828_375_040),
+    "llama-2-7b-qlora-guanaco": ("llama-2-7b", 16_777_216),  # widely copied as 33,554,432
+}
+
+
+def test_every_recipe_fits_the_gpu_that_it_asks_for() -> None:
+    assert {path.stem for path in (ROOT / "examples/recipes").iterdir()} == set(RECIPES)
+    for name, (model, trained) in RECIPES.items():
+        spec = read_finetune(ROOT / f"examples/recipes/{name}.yaml").spec
+        shape = architecture(read_config(ROOT / "docs/shapes" / model))
+        assert shape
+        assert trainable_parameters(shape, spec) == trained
+        assert verdict(shape, Workload(spec, spec.training.max_length)).verdict == "Fits", name
+
+
+def test_the_memory_page_corrects_what_is_widely_copied() -> None:
+    page = (ROOT / "docs" / "memory.md").read_text()
+    assert "16,777,216 (0.25 %) | widely copied as 33,554,432" in page
+    assert "does not fit: needs about" in page
+    assert page.count("too low: ") >= 3
 
 
 CHART = ROOT / "charts" / "finetune-operator"
