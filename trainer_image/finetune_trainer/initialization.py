@@ -13,6 +13,7 @@ from finetune_trainer.attention import packed
 from finetune_trainer.checkpoint import Snapshot
 from finetune_trainer.combinations import LORA_METHODS
 from finetune_trainer.data import IGNORE, Batch
+from finetune_trainer.dropout import lighten
 from finetune_trainer.methods import REBASED, keep_trainables_exact, peft_config, trainable
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def initialize(
         config.init_lora_weights = True
     wrapped = get_peft_model(model, config)
     keep_trainables_exact(wrapped)
+    lighten(wrapped)
     if snapshot:
         initial = snapshot.tensors.get("initial", {})
         take_out_of_base(wrapped, initial)
