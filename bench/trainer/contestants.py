@@ -25,7 +25,7 @@ class Contestant:
 
 
 TRAINER_STEPS = Signs(LOSS, ready=re.compile(r"\b0/\d+ \["))  # transformers' Trainer: its bar, then a line per step
-OUR_STEPS = Signs(re.compile(r"step 1: first step|step (\d+)/\1 "), ready=re.compile(r"ready for the first step"))
+OUR_STEPS = Signs(re.compile(r"step 1: first step|step (\d+)/\1 "), ready=re.compile(r"training begins"))
 
 
 def naive(model: Path, data: Path, output: Path, recipe: Recipe) -> Contestant:

@@ -29,7 +29,7 @@ class Progress:
         self._start_tokens = self._mark_tokens = fit.state.tokens
         self._start_step = self._mark_step = fit.state.step
         self.seconds_to_loop = round(process_age(), 2)
-        log.info("start: ready for the first step %.1f s after the start of the process", self.seconds_to_loop)
+        log.info("start: training begins %.1f s after the start of the process", self.seconds_to_loop)
 
     def step(self) -> None:
         """After an optimizer step."""
