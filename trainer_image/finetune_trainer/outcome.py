@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_operator.api.finetunestatus import EvaluationStatus
 from finetune_trainer.digest import hex_of
+from finetune_trainer.eventfile import event_file
 from finetune_trainer.failures import STORAGE_UNAUTHORIZED, STORAGE_UNAVAILABLE, UPLOAD_FAILED, RunFailure
 from finetune_trainer.gates import judge
 from finetune_trainer.page import render
@@ -75,9 +77,14 @@ def write_run(store: Store, run: RunSpec, figures: dict[str, Any]) -> None:
 
 
 def write_report(store: Store, story: Story) -> str:
-    """report.html; returns its address, empty when it could not be written: an adapter is not lost for a page."""
+    """report.html, and the same curves for TensorBoard; returns the page's address, empty when it could not be written:
+    an adapter is not lost for a page.
+    """
     key = f"{folder(story.run)}/report.html"
+    measured = story.evaluation or EvaluationStatus()
     try:
+        events = event_file(story.metrics, measured.adapter, measured.base)
+        store.put_bytes(f"{folder(story.run)}/tensorboard/events.out.tfevents.0.finetune", events)
         store.put_bytes(key, render(story).encode(), "text/html; charset=utf-8")
     except Exception as error:  # noqa: BLE001  # whatever the data brought with it
         log.warning("report: %s cannot be written: %s", store.uri(key), error)

@@ -236,6 +236,7 @@ def test_samples_are_answered_by_base_and_adapter(bench: Bench) -> None:
     assert set(told) == {"prompt", "base", "adapter"}
     page = bench.store.get_bytes(f"{RUN}/report.html").decode()
     assert "alpha beta" in page and result.adapter.digest in page
+    assert bench.store.exists(f"{RUN}/tensorboard/events.out.tfevents.0.finetune")
     assert result.report == bench.store.uri(f"{RUN}/report.html")
     assert finished_result(bench.store, bench.run_spec(asked)) == result
     more = finetune_spec(evaluation={"samples": ["alpha beta", "gamma"]}, training={"maxSteps": 2})
