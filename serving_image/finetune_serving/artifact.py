@@ -13,6 +13,7 @@ from typing import Any
 from finetune_serving.desired import DesiredAdapter, DesiredBase
 from finetune_trainer import servedbase
 from finetune_trainer.digest import hex_of
+from finetune_trainer.servable import MERGE_INSTEAD, mount_refusal, rank_of
 from finetune_trainer.store import Store
 
 log = logging.getLogger(__name__)
@@ -21,11 +22,6 @@ log = logging.getLogger(__name__)
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MERGE_INSTEAD = "serve it with mode: Merge"
-# Methods whose adapter has no weights that could be merged: only the trainer's own library can run them.
-PROMPT_METHODS = frozenset({"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT"})
-# Initialisations that change the base model's weights as well; PEFT repeats that when it loads, vLLM cannot.
-PLAIN_INITIALISATIONS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
 
 class Unservable(Exception):
@@ -77,43 +73,10 @@ def check(name: str, directory: Path, manifest: dict[str, Any], base_digest: str
         raise Unservable("NotAnAdapter", f"{name} has no {CONFIG}: uri must name the adapter's folder") from error
     except ValueError as error:
         raise Unservable("NotAnAdapter", f"{name}: {CONFIG} is not JSON ({error})") from error
-    refuse_unsupported(name, config)
+    if refusal := mount_refusal(config):
+        raise Unservable("UnsupportedAdapter", f"{name}: {refusal}")
     prompts = tuple(str(prompt) for prompt in manifest.get("prompts", []))
     return Fetched(directory, rank_of(config), prompts)
-
-
-def rank_of(config: dict[str, Any]) -> int:
-    return max(int(config["r"]), *(int(rank) for rank in (config.get("rank_pattern") or {}).values()), 0)
-
-
-def refuse_unsupported(name: str, config: dict[str, Any]) -> None:
-    """The features that vLLM 0.32 cannot apply to a mounted adapter (vllm/lora/peft_helper.py), by field."""
-    method = config.get("peft_type")
-    if method in PROMPT_METHODS:
-        raise Unservable(
-            "UnsupportedAdapter", f"{name}: vLLM cannot serve peft_type {method}; train with method.type LoRA or QLoRA"
-        )
-    if method != "LORA":
-        raise Unservable("UnsupportedAdapter", f"{name}: vLLM cannot mount peft_type {method}; {MERGE_INSTEAD}")
-    initialisation = config.get("init_lora_weights", True)
-    found = [
-        *(["modules_to_save"] if config.get("modules_to_save") else []),
-        *(["trainable_token_indices"] if config.get("trainable_token_indices") else []),
-        *(["use_dora"] if config.get("use_dora") else []),
-        *([f"bias {config['bias']}"] if config.get("bias", "none") != "none" else []),
-        *(
-            option
-            for option in ("lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
-            if config.get(option)
-        ),
-        *(
-            [f"init_lora_weights {initialisation}"]
-            if isinstance(initialisation, str) and initialisation.lower() not in PLAIN_INITIALISATIONS
-            else []
-        ),
-    ]
-    if found:
-        raise Unservable("UnsupportedAdapter", f"{name}: vLLM cannot mount {', '.join(found)}; {MERGE_INSTEAD}")
 
 
 def engine_rank(needed: int) -> int:

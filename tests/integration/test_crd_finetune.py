@@ -229,10 +229,38 @@ CASES = [
         good={"method": {"type": "LoRA", "lora": {"useDora": True, "initialization": "EVA"}}},
     ),
     Case(
-        "initialization: PiSSA and OLoRA know one rank and alpha only; remove rankPattern and alphaPattern",
-        at="spec.method.lora.initialization",
-        bad={"method": {"type": "LoRA", "lora": {"initialization": "OLoRA", "rankPattern": {"q_proj": 8}}}},
-        good={"method": {"type": "LoRA", "lora": {"initialization": "Gaussian", "rankPattern": {"q_proj": 8}}}},
+        "layersToTransform: a regular expression in targetModules names its layers itself; write them into it, or give "
+        "names",
+        at="spec.method.lora.layersToTransform",
+        bad={"method.lora": {"targetModules": [r".*\.[qv]_proj"], "layersToTransform": [0]}},
+        good={"method.lora": {"targetModules": ["all-linear"], "layersToTransform": [0]}},
+    ),
+    Case(
+        "lora.useDora: DoRA reads the base weights in every step, which INT8 layers do not give; use method.type QLoRA, "
+        "or quantization.type None",
+        at="spec.method.lora.useDora",
+        bad={"method": {"type": "LoRA", "lora": {"useDora": True}, "quantization": {"type": "INT8"}}},
+        good={"method": {"type": "QLoRA", "lora": {"useDora": True}, "quantization": {"type": "FP4"}}},
+    ),
+    Case(
+        "targetModules: give module names, or all-linear alone, or exactly one regular expression",
+        at="spec.method.ia3.targetModules",
+        bad={"method": {"type": "IA3", "ia3": {"targetModules": ["k_proj", "all-linear"]}}},
+        good={"method": {"type": "IA3", "ia3": {"targetModules": ["all-linear"]}}},
+    ),
+    Case(
+        "feedforwardModules: only targets can be scaled at their input; name these in targetModules too",
+        at="spec.method.ia3.feedforwardModules",
+        bad={"method": {"type": "IA3", "ia3": {"targetModules": ["k_proj"], "feedforwardModules": ["down_proj"]}}},
+        good={"method": {"type": "IA3", "ia3": {"targetModules": ["down_proj"], "feedforwardModules": ["down_proj"]}}},
+    ),
+    Case(
+        "feedforwardModules: only targets can be scaled at their input; name these in targetModules too",
+        at="spec.method.ia3.feedforwardModules",
+        bad={"method": {"type": "IA3", "ia3": {"feedforwardModules": ["down_proj"]}}},
+        good={
+            "method": {"type": "IA3", "ia3": {"targetModules": [".*down_proj"], "feedforwardModules": ["down_proj"]}}
+        },
     ),
     Case(
         "quantization.type: QLoRA trains on 4-bit weights; use NF4 or FP4, or method.type LoRA",
@@ -271,13 +299,6 @@ CASES = [
         bad={"method": {"type": "AdaLoRA", "adaLora": {"warmupRatio": 0.5, "finalRatio": 0.5}}},
         good={"method": {"type": "AdaLoRA", "adaLora": {"warmupRatio": 0.5, "finalRatio": 0.4}}},
     ),
-    Case(
-        "method.lora.bias: a trained bias stays in the base model, so betterThanBase would compare with a changed one; "
-        "use bias None, or a gate with max or min",
-        at="spec.method.lora.bias",
-        bad={**HELD_OUT, "method.lora.bias": "All", "evaluation.gates": [{"metric": "loss", "betterThanBase": True}]},
-        good={**HELD_OUT, "method.lora.bias": "All", "evaluation.gates": [{"metric": "loss", "max": 1.5}]},
-    ),
     # training and checkpoint
     Case(
         "maxSteps: give epochs or maxSteps, not both",
@@ -310,6 +331,13 @@ CASES = [
         at="spec.training.batchSize",
         bad={"training": {"batchSize": 16}, "resources": {"gpus": 3, "nodes": 2}},
         good={"training": {"batchSize": 16}, "resources": {"gpus": 4, "nodes": 2}},
+    ),
+    Case(
+        "training.gradientCheckpointing: PrefixTuning keeps its vectors in the cache, which checkpointing switches off; "
+        "use Auto or Disabled",
+        at="spec.training.gradientCheckpointing",
+        bad={"method": {"type": "PrefixTuning"}, "training.gradientCheckpointing": "Enabled"},
+        good={"method": {"type": "PromptTuning"}, "training.gradientCheckpointing": "Enabled"},
     ),
     Case(
         "training.precision: FP16 needs a GPU; use Auto",

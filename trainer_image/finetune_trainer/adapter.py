@@ -12,9 +12,11 @@ from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus
 from finetune_trainer import basemodel
 from finetune_trainer.digest import hash_tree, hex_of, short, tree_digest
 from finetune_trainer.failures import INTERNAL_ERROR, NON_FINITE_LOSS, UPLOAD_FAILED, RunFailure
-from finetune_trainer.initialization import Tensors
+from finetune_trainer.initialization import Tensors, starts_from_weights
 from finetune_trainer.modelcard import CARD, base_name, model_card
+from finetune_trainer.plainlora import without_singular_values, without_start
 from finetune_trainer.runspec import RunSpec
+from finetune_trainer.servable import merge_refusal, mount_refusal, rank_of
 from finetune_trainer.store import Store
 
 if TYPE_CHECKING:
@@ -33,11 +35,15 @@ def write_adapter(model: "PeftModel", run: RunSpec, folder: Path, initial: Tenso
     """
     from peft import get_peft_model_state_dict
 
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
-    config = portable_config(model.peft_config["default"].to_dict(), base_name(run.spec), run)
-    if initial:
-        weights, config = as_plain_lora(weights, initial, config)
+    if run.spec.method.type == "AdaLoRA":
+        weights, config = without_singular_values(model)
+    else:
+        found = get_peft_model_state_dict(model, save_embedding_layers=False)
+        weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in found.items()}
+        config = model.peft_config["default"].to_dict()
+    if starts_from_weights(run.spec):
+        weights, config = without_start(weights, initial, config)
+    config = portable_config(config, base_name(run.spec), run)
     refuse_broken(weights, config)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -70,47 +76,19 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)  # enumerations
 
 
-def as_plain_lora(weights: Tensors, initial: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    """PiSSA and OLoRA trained B A on W - B0 A0; on W itself that is [B, -B0] [A; A0], a LoRA of twice the rank."""
-    plain: Tensors = {}
-    for name, tensor in weights.items():
-        start = initial.get(name.replace(".weight", ".default.weight"))
-        if start is None:
-            plain[name] = tensor
-        elif "lora_A" in name:
-            plain[name] = torch.cat([tensor, start.cpu()]).contiguous()
-        else:
-            plain[name] = torch.cat([tensor, -start.cpu()], dim=1).contiguous()
-    # alpha / r and alpha / sqrt(r) must stay what they were
-    factor = 2**0.5 if config["use_rslora"] else 2
-    return plain, {**config, "r": 2 * config["r"], "lora_alpha": config["lora_alpha"] * factor}
-
-
 def refuse_broken(weights: Tensors, config: dict[str, Any]) -> None:
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise RunFailure(
                 NON_FINITE_LOSS, f"{name} of the trained adapter is not finite; lower training.learningRate"
             )
-    starts_at_zero = [tensor for name, tensor in weights.items() if "lora_B" in name or "lora_E" in name]
+    starts_at_zero = [tensor for name, tensor in weights.items() if "lora_B" in name]
     if starts_at_zero and not any(bool(tensor.any()) for tensor in starts_at_zero):
         raise RunFailure(
             INTERNAL_ERROR,
             "the trained adapter is still zero and would change nothing; check that training.learningRate is not too small "
             "and that the rows have tokens to be learned",
         )
-
-
-def ranks(config: dict[str, Any]) -> int:
-    """The largest LoRA rank, 0 for methods that have none."""
-    rank = config.get("r") or 0
-    pattern = config.get("rank_pattern") or {}
-    numbers = [sum(kept) if isinstance(kept, list) else int(kept) for kept in pattern.values()]
-    return (
-        max([int(config.get("init_r") or rank), *numbers])
-        if config.get("peft_type") != "ADALORA"
-        else max([0, *numbers])
-    )
 
 
 def publish(
@@ -133,7 +111,10 @@ def publish(
         uri=store.uri(prefix),
         digest=digest,
         size_bytes=sum(file.size for file in files),
-        rank=ranks(config),
+        rank=rank_of(config),
+        method=run.spec.method.type,
+        mount_refusal=mount_refusal(config),
+        merge_refusal=merge_refusal(config),
         trainable_parameters=trained_parameters,
         gate_passed=evaluation.passed,
         base_model_uri=run.prepared.base_model.uri,
@@ -167,8 +148,10 @@ def lineage(run: RunSpec, config: dict[str, Any], evaluation: EvaluationStatus, 
         "method": run.spec.method.type,
         "quantization": run.spec.method.quantization.type,
         "doubleQuant": run.spec.method.quantization.double_quant,
+        # LoftQ made up for the quantization while training; what is left of it belongs on the original weights.
+        "onOriginalWeights": starts_from_weights(run.spec),
         "objective": run.spec.objective.type,
-        "rank": ranks(config),
+        "rank": rank_of(config),
         "targetModules": config.get("target_modules"),
         "evaluation": evaluation.model_dump(mode="json", by_alias=True, exclude_none=True),
         "gatePassed": evaluation.passed,

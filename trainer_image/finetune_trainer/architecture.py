@@ -15,6 +15,8 @@ from typing import Any
 
 Config = Mapping[str, Any]
 
+HEAD = "lm_head"  # the output head of every class in transformers that we know
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -50,6 +52,8 @@ class Architecture:
     norms: int
     embeddings: int  # parameters of all embeddings and the final norm
     head: int  # parameters of the output head, 0 when it is the embedding
+    norm_biases: int = 0  # those of all LayerNorms; RMSNorm has none
+    embedding: str = "model.embed_tokens"  # full name of the word embedding
 
     @property
     def linear_weights(self) -> int:
@@ -57,9 +61,17 @@ class Architecture:
         return self.layers * sum(linear.weights for linear in self.linears)
 
     @property
+    def linear_biases(self) -> int:
+        return self.layers * sum(linear.outputs for linear in self.linears if linear.bias)
+
+    @property
+    def biases(self) -> int:
+        """Every parameter that is called bias."""
+        return self.linear_biases + self.norm_biases
+
+    @property
     def parameters(self) -> int:
-        biases = sum(linear.outputs for linear in self.linears if linear.bias)
-        return self.linear_weights + self.layers * (biases + self.norms) + self.embeddings + self.head
+        return self.linear_weights + self.linear_biases + self.layers * self.norms + self.embeddings + self.head
 
     def targets(
         self, asked: Iterable[str], excluded: Iterable[str] = (), only_layers: Iterable[int] = ()
@@ -75,11 +87,12 @@ class Architecture:
         return [
             (name, linear)
             for name, linear in every
-            if _matches(name, asked) and not (excluded and _matches(name, excluded))
+            if matches(name, asked) and not (excluded and matches(name, excluded))
         ]
 
 
-def _matches(name: str, asked: list[str]) -> bool:
+def matches(name: str, asked: list[str]) -> bool:
+    """Whether a full name is meant by all-linear, one regular expression, or names."""
     if asked == ["all-linear"]:
         return True
     if len(asked) == 1 and not asked[0].replace("_", "").replace(".", "").isalnum():
@@ -181,6 +194,7 @@ def _llama(config: Config) -> Architecture:
         norms=norms,
         embeddings=vocabulary * hidden + final,
         head=0 if tied else vocabulary * hidden,
+        norm_biases=(2 * config["num_hidden_layers"] + 1) * hidden if kind == "stablelm" else 0,
     )
 
 
@@ -190,7 +204,7 @@ def _gpt2(config: Config) -> Architecture:
     return _classic(
         "gpt2", "transformer.h.{}", config.get("n_layer", 12), hidden, inner, hidden,
         config.get("vocab_size", 50257), config.get("n_positions", 1024) * hidden, True,
-        ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"), embedding="transformer.wte",
     )  # fmt: skip
 
 
@@ -200,6 +214,7 @@ def _gpt_neox(config: Config) -> Architecture:
         "gpt_neox", "gpt_neox.layers.{}", config["num_hidden_layers"], hidden, config["intermediate_size"], hidden,
         config["vocab_size"], 0, config.get("tie_word_embeddings", False),
         ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        embedding="gpt_neox.embed_in",
     )  # fmt: skip
 
 
@@ -238,6 +253,7 @@ def _opt(config: Config) -> Architecture:
         hidden, hidden,
         (*attention, Linear("fc1", hidden, inner, True), Linear("fc2", inner, hidden, True)), 4 * hidden,
         config["vocab_size"] * hidden + (config["max_position_embeddings"] + 2) * hidden + 2 * hidden, 0,
+        norm_biases=(2 * config["num_hidden_layers"] + 1) * hidden, embedding="model.decoder.embed_tokens",
     )  # fmt: skip
 
 
@@ -245,9 +261,12 @@ def _classic(
     kind: str, block: str, layers: int, hidden: int, inner: int, key_value: int, vocabulary: int, more_embeddings: int,
     tied: bool,
     paths: tuple[str, str, str, str], *, bias: bool = True, norms: int | None = None,
+    embedding: str = "transformer.word_embeddings",
 ) -> Architecture:  # fmt: skip
     """A block with one projection for query, key and value, and a plain two-layer MLP."""
     shapes = ((hidden, hidden + 2 * key_value), (hidden, hidden), (hidden, inner), (inner, hidden))
+    norms = 4 * hidden if norms is None else norms
+    final = hidden + (hidden if kind == "bloom" else 0)  # a norm behind the embeddings, too
     return Architecture(
         model_type=kind,
         block=block,
@@ -258,9 +277,11 @@ def _classic(
         query=hidden,
         key_value=key_value,
         linears=tuple(Linear(path, *shape, bias) for path, shape in zip(paths, shapes, strict=True)),
-        norms=4 * hidden if norms is None else norms,
+        norms=norms,
         embeddings=vocabulary * hidden + more_embeddings + 2 * hidden,
         head=0 if tied else vocabulary * hidden,
+        norm_biases=layers * norms // 2 + final,
+        embedding=embedding,
     )
 
 

@@ -30,6 +30,11 @@ def virtual_tokens(spec: FineTuneSpec) -> bool:
     return spec.method.type in VIRTUAL_TOKEN_METHODS
 
 
+def can_checkpoint(spec: FineTuneSpec) -> bool:
+    """Whether activations can be computed twice: PrefixTuning's vectors are in the cache, which that switches off."""
+    return spec.method.type != "PrefixTuning"
+
+
 def is_pattern(targets: Sequence[str]) -> bool:
     """Whether targetModules is one regular expression, rather than names or all-linear."""
     return len(targets) == 1 and re.fullmatch(r"[\w.-]+", targets[0]) is None
@@ -66,19 +71,9 @@ RULES: tuple[Rule, ...] = (
         "method.lora.useDora: DoRA needs an adapter that starts at zero; use initialization Default, Gaussian or EVA",
     ),
     Rule(
-        lambda s: (
-            _initialization(s) in ("PiSSA", "OLoRA") and bool(s.method.lora.rank_pattern or s.method.lora.alpha_pattern)
-        ),
-        "method.lora.rankPattern, alphaPattern: not with initialization PiSSA or OLoRA, whose adapter is saved at twice its rank; use Default, Gaussian or EVA",
-    ),
-    Rule(
-        lambda s: (
-            s.method.type in LORA_METHODS
-            and s.method.lora.bias != "None"
-            and any(gate.better_than_base for gate in s.evaluation.gates)
-        ),
-        "method.lora.bias: a trained bias stays in the base model when the adapter is switched off, so betterThanBase would "
-        "compare with a changed base; use bias None, or a gate with max or min",
+        lambda s: quantization_type(s) == "INT8" and _lora_option("use_dora")(s),
+        "method.lora.useDora: DoRA reads the base weights in every step, which INT8 layers do not give; use method.type "
+        "QLoRA, or quantization None",
     ),
     Rule(
         lambda s: (
@@ -87,6 +82,11 @@ RULES: tuple[Rule, ...] = (
         ),
         "method.lora.layersToTransform: not together with a regular expression in targetModules; write the layers into the "
         "expression, or give names",
+    ),
+    Rule(
+        lambda s: not can_checkpoint(s) and s.training.gradient_checkpointing == "Enabled",
+        "training.gradientCheckpointing: PrefixTuning keeps its vectors in the cache, which checkpointing switches off; "
+        "use Auto or Disabled",
     ),
     Rule(
         lambda s: virtual_tokens(s) and s.objective.type not in ("SFT",),

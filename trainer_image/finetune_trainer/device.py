@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from finetune_operator.api.finetune import FineTuneSpec
+from finetune_trainer.combinations import can_checkpoint
 from finetune_trainer.failures import GPU_NOT_VISIBLE, RunFailure
 from finetune_trainer.precision import Precision, choose_precision, cpu_has_bf16
 
@@ -50,7 +51,7 @@ def find_precision(spec: FineTuneSpec, device: torch.device) -> Precision:
 def use_gradient_checkpointing(model: Any, spec: FineTuneSpec, needed: bool) -> bool:
     """Compute activations twice when asked to, or by itself when memory needs it; returns whether."""
     asked = spec.training.gradient_checkpointing
-    wanted = asked == "Enabled" or (asked == "Auto" and needed)
+    wanted = can_checkpoint(spec) and (asked == "Enabled" or (asked == "Auto" and needed))
     if wanted:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         log.info("memory: gradient checkpointing is on")

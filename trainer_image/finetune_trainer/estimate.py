@@ -6,7 +6,6 @@ CUDA context; that is what the band from low to high is for.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -14,7 +13,9 @@ from pathlib import Path
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import EstimateStatus, GPUMemoryEstimate
 from finetune_trainer.architecture import Architecture, architecture, read_config
-from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
+from finetune_trainer.combinations import can_checkpoint
+from finetune_trainer.suitability import refuse_unsuitable
+from finetune_trainer.trainable import trainable_parameters
 
 GIB = 1 << 30
 LARGEST = 256  # micro batches are not searched beyond this
@@ -72,14 +73,14 @@ class Workload:
 def estimate_run(
     model: Path, spec: FineTuneSpec, parameters: int, row_tokens: int = 0, learned: float = 1.0
 ) -> EstimateStatus:
-    """The estimate and verdict that status.estimate shows. UnsupportedCombination when targetModules match nothing."""
+    """The estimate and verdict that status.estimate shows. UnsupportedCombination when the method does not suit the model."""
     config = read_config(model)
     shape = architecture(config)
+    refuse_unsuitable(shape, spec, config, row_tokens)
     if shape is None:
         return EstimateStatus(
             message=f"model type {config.get('model_type')!r} is not known to the estimate; the run may need any memory"
         )
-    check_targets(shape, spec)
     if spec.resources.gpus == 0:
         return EstimateStatus(message="no estimate for training on a CPU")
     work = Workload(spec, row_tokens or spec.training.max_length, learned, parameters)
@@ -114,8 +115,10 @@ def verdict(shape: Architecture, work: Workload) -> EstimateStatus:
 
 def what_would_fit(shape: Architecture, work: Workload, memory: float) -> str:
     """The smallest changes that would make it fit, in words."""
-    spec, least = work.spec, estimate(shape, work, 1, checkpointing=True)
-    text = f"needs about {gib(least.expected)} with micro batch 1 and checkpointing, one GPU has {gib(memory)}"
+    spec, twice = work.spec, can_checkpoint(work.spec)
+    least = estimate(shape, work, 1, twice)
+    checkpointing = " and checkpointing" if twice else ""
+    text = f"needs about {gib(least.expected)} with micro batch 1{checkpointing}, one GPU has {gib(memory)}"
     weights = least.parts[0].expected
     if weights > memory:
         text += f" and the weights alone take {gib(weights)}"
@@ -123,7 +126,7 @@ def what_would_fit(shape: Architecture, work: Workload, memory: float) -> str:
     length = work.row_tokens
     while length > 256:
         length //= 2
-        if estimate(shape, replace(work, row_tokens=length), 1, checkpointing=True).expected <= memory:
+        if estimate(shape, replace(work, row_tokens=length), 1, twice).expected <= memory:
             options.append(f"training.maxLength: {length}")
             break
     if spec.method.quantization.type not in ("NF4", "FP4"):
@@ -167,66 +170,6 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
         "what PyTorch's caching allocator reserves and cannot use",
     )
     return Estimate((*parts, waste), trained, micro_batch, checkpointing)
-
-
-def trainable_parameters(shape: Architecture, spec: FineTuneSpec) -> int:
-    """Exactly how many parameters the method trains."""
-    method = spec.method
-    if method.type in ("QLoRA", "LoRA"):
-        lora = method.lora
-        targets = shape.targets(lora.target_modules, lora.exclude_modules, lora.layers_to_transform)
-        count = 0
-        for name, linear in targets:
-            rank = next(
-                (rank for pattern, rank in lora.rank_pattern.items() if re.match(rf"(.*\.)?({pattern})$", name)),
-                lora.rank,
-            )
-            count += rank * (linear.inputs + linear.outputs) + (linear.outputs if lora.use_dora else 0)
-            count += linear.outputs if linear.bias and lora.bias == "LoraOnly" else 0
-        if lora.bias == "All":
-            count += shape.layers * sum(linear.outputs for linear in shape.linears if linear.bias)
-        whole = {
-            "lm_head": shape.vocabulary * shape.hidden,
-            "embed_tokens": shape.vocabulary * shape.hidden,
-            "wte": shape.vocabulary * shape.hidden,
-        }
-        blocks = {linear.name: shape.layers * linear.weights for linear in shape.linears}
-        return count + sum((whole | blocks).get(name, 0) for name in lora.modules_to_save)
-    if method.type == "AdaLoRA":
-        ranks = method.ada_lora.initial_rank
-        return sum(
-            ranks * (linear.inputs + linear.outputs) + ranks
-            for _, linear in shape.targets(method.ada_lora.target_modules)
-        )
-    if method.type == "IA3":
-        forward = list(method.ia3.feedforward_modules) or ["down_proj"]
-        targets = shape.targets(list(method.ia3.target_modules) or ["k_proj", "v_proj", "down_proj"])
-        return sum(linear.inputs if linear.name in forward else linear.outputs for _, linear in targets)
-    virtual = method.virtual_tokens.count
-    if method.type == "PromptTuning":
-        return virtual * shape.hidden
-    if method.type == "PTuning":  # embedding and a perceptron of three layers, 128 wide
-        return virtual * shape.hidden + shape.hidden * 128 + 128 + 128 * 128 + 128 + 128 * shape.hidden + shape.hidden
-    return virtual * 2 * shape.layers * shape.key_value
-
-
-def check_targets(shape: Architecture, spec: FineTuneSpec) -> None:
-    """UnsupportedCombination when a target names no layer of this model."""
-    method = spec.method
-    field, asked = {
-        "AdaLoRA": ("method.adaLora.targetModules", list(method.ada_lora.target_modules)),
-        "IA3": ("method.ia3.targetModules", list(method.ia3.target_modules)),
-    }.get(method.type, ("method.lora.targetModules", list(method.lora.target_modules)))
-    if method.type in ("PrefixTuning", "PromptTuning", "PTuning"):
-        return
-    unknown = [name for name in asked if not shape.targets([name])]
-    if unknown:
-        known = ", ".join(dict.fromkeys(linear.name for linear in shape.linears))
-        raise RunFailure(
-            UNSUPPORTED_COMBINATION,
-            f"{field}: {', '.join(unknown)} names no layer of this {shape.model_type} model; its linear layers are "
-            f"{known}",
-        )
 
 
 def _weights(shape: Architecture, work: Workload) -> Part:
@@ -336,7 +279,11 @@ def _chosen(shape: Architecture, work: Workload, micro_batch: int, memory: float
     "needed."""
     asked = work.spec.training.gradient_checkpointing
     without = estimate(shape, work, micro_batch, checkpointing=False)
-    if asked == "Disabled" or (asked == "Auto" and without.high <= (memory if memory is not None else 16 * GIB)):
+    if (
+        asked == "Disabled"
+        or not can_checkpoint(work.spec)
+        or (asked == "Auto" and without.high <= (memory if memory is not None else 16 * GIB))
+    ):
         return without
     return estimate(shape, work, micro_batch, checkpointing=True)
 

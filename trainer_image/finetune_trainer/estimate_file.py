@@ -10,9 +10,10 @@ from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer import hub
 from finetune_trainer.architecture import Architecture, architecture, read_config
 from finetune_trainer.combinations import refusals
-from finetune_trainer.estimate import GIB, Estimate, Workload, check_targets, estimate, gib, verdict
+from finetune_trainer.estimate import GIB, Estimate, Workload, estimate, gib, verdict
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.finetunefile import BadFile, read_finetune
+from finetune_trainer.suitability import refuse_unsuitable
 
 WORDS = {"Fits": "fits ", "DoesNotFit": "does not fit: ", "Unknown": "unknown whether it fits: "}
 
@@ -48,7 +49,7 @@ def _print(spec: FineTuneSpec, model: Path) -> int:
         raise BadFile(f"model type {config.get('model_type')!r} is not known to the estimate")
     if refused := list(refusals(spec)):
         raise BadFile("\n".join(refused))
-    check_targets(shape, spec)
+    refuse_unsuitable(shape, spec, config)
     work = Workload(spec, spec.training.max_length)
     found = verdict(shape, work)
     asked = spec.training.micro_batch_size

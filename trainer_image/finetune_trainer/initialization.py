@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from finetune_trainer.checkpoint import Snapshot
 from finetune_trainer.combinations import LORA_METHODS
 from finetune_trainer.data import IGNORE, Batch
 from finetune_trainer.dropout import lighten
-from finetune_trainer.methods import REBASED, keep_trainables_exact, peft_config, trainable
+from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
+from finetune_trainer.methods import FROM_WEIGHTS, REBASED, keep_trainables_exact, peft_config, trainable
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,6 +32,11 @@ def is_rebased(spec: FineTuneSpec) -> bool:
     return spec.method.type in LORA_METHODS and spec.method.lora.initialization in REBASED
 
 
+def starts_from_weights(spec: FineTuneSpec) -> bool:
+    """Whether the adapter changes the model before anything was learned (PiSSA, OLoRA, LoftQ)."""
+    return spec.method.type in LORA_METHODS and spec.method.lora.initialization in FROM_WEIGHTS
+
+
 def initialize(
     model: "PreTrainedModel",
     spec: FineTuneSpec,
@@ -39,26 +45,23 @@ def initialize(
     batches: Iterator[Batch],
     snapshot: Snapshot | None,
 ) -> tuple["PeftModel", Tensors]:
-    """The base model wrapped with a fresh adapter, and the adapter's start where the base depends on it (else nothing).
+    """The base model wrapped with a fresh adapter, and the start of what no longer is the base model's when the adapter
+    is switched off.
 
     A run that goes on from a snapshot takes that start from it, and skips what would be overwritten.
     """
-    from peft import get_peft_model
-
     torch.manual_seed(spec.training.seed)  # the same start in every process and attempt
     config: Any = peft_config(spec, steps, model)
-    rebased, start = (
-        is_rebased(spec),
-        spec.method.lora.initialization if spec.method.type in LORA_METHODS else "Default",
-    )
-    if snapshot and (rebased or start == "EVA"):
+    start = spec.method.lora.initialization if spec.method.type in LORA_METHODS else "Default"
+    if snapshot and (is_rebased(spec) or start == "EVA"):
         config.init_lora_weights = True
-    wrapped = get_peft_model(model, config)
+    wrapped = _wrap(model, config, spec)
     keep_trainables_exact(wrapped)
     lighten(wrapped)
     if snapshot:
         initial = snapshot.tensors.get("initial", {})
-        take_out_of_base(wrapped, initial)
+        if is_rebased(spec):
+            take_out_of_base(wrapped, initial)
         return wrapped, initial
     if start == "LoftQ":
         start_from_quantization_error(wrapped, folder)
@@ -67,10 +70,34 @@ def initialize(
     elif spec.method.type == "PromptTuning" and spec.method.virtual_tokens.init_text:
         start_from_text(wrapped, _token_ids(folder, spec.method.virtual_tokens.init_text))
     keep_trainables_exact(wrapped)
-    initial = (
-        {name: p.detach().clone() for name, p in trainable(wrapped).items() if ".lora_" in name} if rebased else {}
-    )
-    return wrapped, initial
+    return wrapped, starting_values(wrapped, spec)
+
+
+def _wrap(model: "PreTrainedModel", config: Any, spec: FineTuneSpec) -> "PeftModel":
+    """Raises: RunFailure for what only PEFT knows that it cannot do with this model."""
+    from peft import PeftModel, get_peft_model
+
+    try:
+        wrapped = get_peft_model(model, config)
+    except (ValueError, NotImplementedError) as error:
+        raise RunFailure(
+            UNSUPPORTED_COMBINATION,
+            f"method: PEFT cannot apply {spec.method.type} to this model: {error}; change method",
+        ) from error
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def starting_values(model: "PeftModel", spec: FineTuneSpec) -> Tensors:
+    """Matrices that changed the model before they learned anything, and biases, which are the base model's own."""
+    if spec.method.type not in LORA_METHODS:
+        return {}
+    matrices, biases = starts_from_weights(spec), spec.method.lora.bias != "None"
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in trainable(model).items()
+        if (matrices and ".lora_" in name) or (biases and name.endswith(".bias") and ".modules_to_save." not in name)
+    }
 
 
 def _token_ids(folder: Path, text: str) -> list[int]:
@@ -96,16 +123,15 @@ def take_out_of_base(model: "PeftModel", initial: Tensors) -> None:
 @contextmanager
 def as_base(model: "PeftModel", initial: Tensors) -> Iterator[None]:
     """Within it the model computes what the base model does."""
-    if not initial:
-        with model.disable_adapter():
-            yield
-        return
     parameters = trainable(model)
     trained = {name: parameters[name].data for name in initial}
+    # an adapter that stood for a part of the base goes back to its start; any other is switched off
+    off = nullcontext() if any(".lora_" in name for name in initial) else model.disable_adapter()
     try:
         for name, start in initial.items():
             parameters[name].data = start.to(trained[name].device)
-        yield
+        with off:
+            yield
     finally:
         for name, data in trained.items():
             parameters[name].data = data
@@ -151,29 +177,48 @@ class _Weights:
 
 
 def start_from_data(model: "PeftModel", batches: Iterator[Batch]) -> None:
-    """EVA: A becomes the leading directions of what each target really gets as input."""
+    """EVA: A becomes the leading directions of what each target really gets as input.
+
+    Raises: RunFailure when there is too little data for the rank: PEFT would go round and round without an end.
+    """
     from peft import initialize_lora_eva_weights
 
-    def some() -> Iterator[Batch]:
-        tokens = 0
-        for batch in batches:
-            yield batch
-            tokens += batch.tokens
-            if tokens >= EVA_TOKENS:
-                return
+    config: Any = model.peft_config["default"]
+    needed = max([config.r, *(config.rank_pattern or {}).values()])
+    enough = list(_tokens_up_to(EVA_TOKENS, (batch for batch in batches if batch.tokens >= needed)))
+    if not enough:
+        raise RunFailure(
+            UNSUPPORTED_COMBINATION,
+            f"method.lora.initialization: EVA with rank {needed} needs {needed} tokens in a micro batch; raise "
+            "training.microBatchSize, lower method.lora.rank, or use initialization Default",
+        )
 
     def forward(module: torch.nn.Module, batch: Batch) -> None:
         with packed(batch):
             module(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
 
+    def places(batch: Batch, _: object) -> torch.Tensor:
+        """Where something is learned; everywhere, where that is too little to decompose."""
+        learned = (batch.targets != IGNORE).flatten()
+        return learned if int(learned.sum()) >= needed else torch.ones_like(learned)
+
     initialize_lora_eva_weights(
         model,
-        list(some()),
+        enough,
         forward_fn=forward,
-        prepare_model_inputs_fn=lambda batch, config: (batch.targets != IGNORE).flatten(),
-        prepare_layer_inputs_fn=lambda inputs, learned, name: _first(inputs).flatten(0, -2)[learned],
+        prepare_model_inputs_fn=places,
+        prepare_layer_inputs_fn=lambda inputs, chosen, name: _first(inputs).flatten(0, -2)[chosen],
         show_progress_bar=False,
     )
+
+
+def _tokens_up_to(most: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+    tokens = 0
+    for batch in batches:
+        yield batch
+        tokens += batch.tokens
+        if tokens >= most:
+            return
 
 
 def _first(inputs: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -27,6 +27,7 @@ from finetune_trainer.mergespec import MergeResult, MergeSpec
 from finetune_trainer.precision import cpu_has_bf16
 from finetune_trainer.probeprompts import prompts_for
 from finetune_trainer.runspec import Failure
+from finetune_trainer.servable import merge_refusal
 
 if TYPE_CHECKING:
     import torch
@@ -158,6 +159,7 @@ def combine(spec: MergeSpec, base: Path, adapter: Path, manifest: dict[str, Any]
         tuned = _mount(model, adapter)
         mounted = [_logits(tuned, ids) for ids in batches]
         merged_model = tuned.merge_and_unload(safe_merge=True)
+        untie(merged_model)
         merged = [_logits(merged_model, ids) for ids in batches]
     agreement = compare(untuned, mounted, merged)
     log.info(
@@ -187,22 +189,17 @@ def output_dtype(spec: MergeSpec) -> str:
 
 
 def refuse_unmergeable(name: str, config: dict[str, Any]) -> None:
-    method = str(config.get("peft_type"))
-    if method in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"):
-        raise RunFailure(
-            failures.UNSUPPORTED_COMBINATION,
-            f"{name}: {method} adds tokens and changes no weights, so nothing can be merged; use method.type LoRA or QLoRA",
-        )
-    if config.get("lora_bias"):
-        raise RunFailure(failures.UNSUPPORTED_COMBINATION, f"{name}: lora_bias cannot be merged; train without it")
+    if refusal := merge_refusal(config):
+        raise RunFailure(failures.UNSUPPORTED_COMBINATION, f"{name}: {refusal}")
 
 
 def load_as_trained(base: Path, manifest: dict[str, Any], dtype: str, remote_code: bool) -> PreTrainedModel:
-    """The base model with the weights that the adapter saw in training, expanded to `dtype`."""
+    """The base model with the weights that the adapter saw in training, expanded to `dtype`; the original ones for an
+    adapter that was made to stand on those."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    kind = manifest.get("quantization") or "None"
+    kind = "None" if manifest.get("onOriginalWeights") else manifest.get("quantization") or "None"
     arguments: dict[str, Any] = {}
     if kind in ("NF4", "FP4"):
         arguments["quantization_config"] = BitsAndBytesConfig(
@@ -229,6 +226,15 @@ def load_as_trained(base: Path, manifest: dict[str, Any], dtype: str, remote_cod
             setattr(model, mark, False)
     model = model.to(getattr(torch, dtype)).eval()
     return model
+
+
+def untie(model: PreTrainedModel) -> None:
+    """An output head or embedding that was trained whole is no longer the other one; loading must not make it so."""
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    if head is not None and head.weight.data_ptr() != embedding.weight.data_ptr():
+        for config in (model.config, model.config.get_text_config()):  # the same one, unless the model is multimodal
+            config.tie_word_embeddings = False
 
 
 def compare(

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune_operator.api.finetune import FineTuneSpec
-from finetune_trainer.combinations import is_pattern
+from finetune_operator.api.method import Method
+from finetune_trainer.architecture import architecture
+from finetune_trainer.combinations import LORA_METHODS, is_pattern
+from finetune_trainer.trainable import PROMPT_ENCODER_SIZE, ia3_modules
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -20,8 +23,8 @@ INITIALIZATIONS: dict[str, bool | str] = {
     "LoftQ": True,  # computed from the quantization error once the model is wrapped (initialization.py)
 }
 BIASES = {"None": "none", "All": "all", "LoraOnly": "lora_only"}
-PROMPT_ENCODER_SIZE = 128
 REBASED = frozenset({"PiSSA", "OLoRA"})  # these take the adapter's start out of the base weights
+FROM_WEIGHTS = REBASED | {"LoftQ"}  # the start is no part of what was learned, and is taken out of the artifact
 
 
 def targets(names: tuple[str, ...] | list[str]) -> list[str] | str:
@@ -91,13 +94,15 @@ def adalora(spec: FineTuneSpec, steps: int, task: str) -> "PeftConfig":
 
 
 def ia3(spec: FineTuneSpec, steps: int, task: str) -> "PeftConfig":
+    """Both lists are written out (peft_config): PEFT's own defaults know few architectures, and differ between them."""
     from peft import IA3Config
 
     asked = spec.method.ia3
     return IA3Config(
         task_type=task,
         target_modules=targets(asked.target_modules) if asked.target_modules else None,
-        feedforward_modules=sorted(asked.feedforward_modules) or None,
+        # PEFT reads an empty list as none of the targets, and a missing one as its default
+        feedforward_modules=sorted(asked.feedforward_modules) if asked.target_modules else None,
     )
 
 
@@ -144,12 +149,18 @@ BUILDERS: dict[str, Callable[[FineTuneSpec, int, str], "PeftConfig"]] = {
 def peft_config(spec: FineTuneSpec, steps: int, model: Any) -> "PeftConfig":
     """The PEFT configuration of `method` for a model, and a run of `steps` steps."""
     task = "SEQ_CLS" if spec.objective.type == "Reward" else "CAUSAL_LM"
-    shared = spec.method.lora
-    if shared.layers_to_transform and list(shared.target_modules) == ["all-linear"]:
+    method = spec.method
+    if method.type in LORA_METHODS and method.lora.layers_to_transform and method.lora.target_modules == ["all-linear"]:
         # PEFT takes layersToTransform with names only
-        named = shared.model_copy(update={"target_modules": linear_names(model)})
-        spec = spec.model_copy(update={"method": spec.method.model_copy(update={"lora": named})})
-    return BUILDERS[spec.method.type](spec, steps, task)
+        method = _with(method, "lora", target_modules=linear_names(model))
+    elif method.type == "IA3" and (shape := architecture(model.config.get_text_config().to_dict())):
+        asked, inputs = ia3_modules(shape, list(method.ia3.target_modules), list(method.ia3.feedforward_modules))
+        method = _with(method, "ia3", target_modules=asked, feedforward_modules=inputs)
+    return BUILDERS[method.type](spec.model_copy(update={"method": method}), steps, task)
+
+
+def _with(method: Method, part: str, **changed: list[str]) -> Method:
+    return method.model_copy(update={part: getattr(method, part).model_copy(update=changed)})
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from finetune_trainer.architecture import Architecture, architecture, read_config
+from finetune_trainer.combinations import can_checkpoint
 from finetune_trainer.data import Rows
 from finetune_trainer.distributed import World
 from finetune_trainer.estimate import Workload, estimate
@@ -92,6 +93,8 @@ def choose_micro_batch(run: RunSpec, shape: Architecture | None, share: int, mem
         return int(asked), not fits(int(asked), checkpointing=False)
     sizes = [rows for rows in range(1, min(share, comfortable) + 1) if share % rows == 0]
     plain = max((rows for rows in sizes if fits(rows, checkpointing=False)), default=0)
+    if not can_checkpoint(run.spec):
+        return max(1, plain), False
     twice = max((rows for rows in sizes if fits(rows, checkpointing=True)), default=1)
     if plain == max(sizes) or plain * training.max_length >= FEW_TOKENS:
         return plain, False

@@ -163,11 +163,10 @@ class FineTuneSpec(Spec):
             reason="FieldValueRequired",
         ),
         Rule(
-            "!has(self.evaluation.gates) || !has(self.method.lora) || self.method.lora.bias == 'None' || "
-            "!self.evaluation.gates.exists(gate, gate.betterThanBase)",
-            "method.lora.bias: a trained bias stays in the base model, so betterThanBase would compare with a changed "
-            "one; use bias None, or a gate with max or min",
-            field="method.lora.bias",
+            "self.method.type != 'PrefixTuning' || self.training.gradientCheckpointing != 'Enabled'",
+            "training.gradientCheckpointing: PrefixTuning keeps its vectors in the cache, which checkpointing switches "
+            "off; use Auto or Disabled",
+            field="training.gradientCheckpointing",
         ),
         Rule(
             "!has(self.output.exports) || self.output.exports.size() == 0 || "

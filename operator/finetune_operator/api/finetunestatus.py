@@ -144,6 +144,13 @@ class AdapterStatus(Status):
     base_model_uri: Text = Field(default="", description="Base model that it was trained on.")
     base_model_digest: Text = Field(default="", description="Digest of that base model.")
     run_id: Text = Field(default="", description="Run that made it.")
+    method: Text = Field(default="", description="spec.method.type that made it.")
+    mount_refusal: Text = Field(
+        default="", description="Why vLLM cannot mount it on the base model, and what to do; empty when it can."
+    )
+    merge_refusal: Text = Field(
+        default="", description="Why it cannot be merged into the base model, and what to do; empty when it can."
+    )
 
 
 class GateStatus(Status):

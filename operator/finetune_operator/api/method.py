@@ -50,9 +50,11 @@ class Lora(Spec):
             field="useDora",
         ),
         Rule(
-            "!(self.initialization in ['PiSSA', 'OLoRA']) || (!has(self.rankPattern) && !has(self.alphaPattern))",
-            "initialization: PiSSA and OLoRA know one rank and alpha only; remove rankPattern and alphaPattern",
-            field="initialization",
+            "!has(self.layersToTransform) || self.layersToTransform.size() == 0 || "
+            "self.targetModules.all(name, name == 'all-linear' || name.matches('^[A-Za-z0-9_.]+$'))",
+            "layersToTransform: a regular expression in targetModules names its layers itself; write them into it, or "
+            "give names",
+            field="layersToTransform",
         ),
     )
 
@@ -190,6 +192,22 @@ class AdaLora(Spec):
 class IA3(Spec):
     """One trained vector per target: the smallest adapter."""
 
+    rules = (
+        Rule(
+            "!has(self.targetModules) || self.targetModules.size() < 2 || "
+            "self.targetModules.all(name, name.matches('^[A-Za-z0-9_.]+$'))",
+            "targetModules: give module names, or all-linear alone, or exactly one regular expression",
+            field="targetModules",
+        ),
+        Rule(
+            "!has(self.feedforwardModules) || self.feedforwardModules.all(name, has(self.targetModules) && "
+            "(name in self.targetModules || (self.targetModules.size() == 1 && "
+            "!self.targetModules[0].matches('^[A-Za-z0-9_.]+$'))))",
+            "feedforwardModules: only targets can be scaled at their input; name these in targetModules too",
+            field="feedforwardModules",
+        ),
+    )
+
     target_modules: list[ModuleName] = Field(
         default_factory=list,
         max_length=64,
@@ -262,6 +280,12 @@ class Method(Spec):
             "lora.initialization: PiSSA and OLoRA change the base weights and cannot change quantized ones; "
             "use method.type LoRA without quantization",
             field="lora.initialization",
+        ),
+        Rule(
+            "!has(self.lora) || !self.lora.useDora || !has(self.quantization) || self.quantization.type != 'INT8'",
+            "lora.useDora: DoRA reads the base weights in every step, which INT8 layers do not give; use method.type "
+            "QLoRA, or quantization.type None",
+            field="lora.useDora",
         ),
         Rule(
             "!has(self.lora) || self.lora.initialization != 'LoftQ' || self.type == 'QLoRA'",

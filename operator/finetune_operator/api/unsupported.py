@@ -10,16 +10,6 @@ NOT_SUPPORTED_YET: dict[str, dict[str, str]] = {
     "FineTune": {
         "dataset.format": "self.dataset.format in ['Preference', 'UnpairedPreference']",
         "objective.type": "self.objective.type != 'SFT'",
-        "method.type": "!(self.method.type in ['QLoRA', 'LoRA'])",
-        "method.quantization.type": "has(self.method.quantization) && self.method.quantization.type in ['FP4', 'INT8']",
-        "method.lora.modulesToSave": "has(self.method.lora) && has(self.method.lora.modulesToSave) && self.method.lora.modulesToSave.size() > 0",
-        "method.lora.bias": "has(self.method.lora) && self.method.lora.bias != 'None'",
-        "method.lora.useDora": "has(self.method.lora) && self.method.lora.useDora",
-        "method.lora.initialization": "has(self.method.lora) && !(self.method.lora.initialization in "
-        "['Default', 'Gaussian'])",
-        "method.lora.rankPattern": "has(self.method.lora) && has(self.method.lora.rankPattern) && self.method.lora.rankPattern.size() > 0",
-        "method.lora.alphaPattern": "has(self.method.lora) && has(self.method.lora.alphaPattern) && self.method.lora.alphaPattern.size() > 0",
-        "method.lora.loraPlusRatio": "has(self.method.lora) && has(self.method.lora.loraPlusRatio)",
         "evaluation.tasks": "has(self.evaluation.tasks) && self.evaluation.tasks.size() > 0",
         "output.exports": "has(self.output.exports) && ('GGUF' in self.output.exports || "
         "(self.output.exports.size() > 0 && self.objective.type == 'Reward'))",

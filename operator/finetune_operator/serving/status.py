@@ -294,7 +294,8 @@ def _gate_passed(view: View, status: AdapterDeploymentStatus) -> Holds:
 
 
 def _adapters_verified(view: View, status: AdapterDeploymentStatus) -> Holds:
-    failed = next((a for a in status.adapters if a.message and a.served_digest != a.desired_digest), None)
+    unserved = (a for a in status.adapters if not a.desired_digest or a.served_digest != a.desired_digest)
+    failed = next((a for a in unserved if a.message), None)
     if failed is not None:
         return "False", status.reason, failed.message
     behind = [a.name for a in status.adapters if not a.desired_digest or a.served_digest != a.desired_digest]

@@ -88,6 +88,9 @@ def _followed(spec: AdapterDeploymentSpec, name: str, reference: str, finetune: 
     made = _adapters(finetune)
     passed = [adapter for adapter in made if adapter.gate_passed or spec.gate == "Ignore"]
     if passed:
+        refusal = passed[0].merge_refusal if spec.mode == "Merge" else passed[0].mount_refusal
+        if refusal:
+            return replace(nothing, refusal=("UnsupportedAdapter", f"{name}: {refusal}"))
         return _of_adapter(name, reference, finetune, passed[0])
     if not made:
         phase = finetune.status.phase

@@ -34,7 +34,7 @@ def uri(digest: str) -> str:
     return f"s3://finetune/adapters/{digest.removeprefix('sha256:')}"
 
 
-def made(digest: str, passed: bool | None = True, base: str = BASE, rank: int = 16) -> Object:
+def made(digest: str, passed: bool | None = True, base: str = BASE, rank: int = 16, **more: Any) -> Object:
     """An adapter as a FineTune's status holds it."""
     return {
         "uri": uri(digest),
@@ -44,6 +44,7 @@ def made(digest: str, passed: bool | None = True, base: str = BASE, rank: int = 
         "baseModelUri": f"s3://finetune/models/{base.removeprefix('sha256:')}",
         "baseModelDigest": base,
         "runId": f"run-{digest[7:9]}",
+        **more,
     }
 
 

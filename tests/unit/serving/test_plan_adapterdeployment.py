@@ -74,6 +74,49 @@ def test_an_older_adapter_that_passed_is_served_while_the_newest_did_not() -> No
     assert world.desired() == [("support-bot", OLD, 100)]
 
 
+DORA = {"method": "LoRA", "mountRefusal": "vLLM cannot mount use_dora; serve it with mode: Merge"}
+PROMPT = {
+    "method": "PromptTuning",
+    "mountRefusal": "vLLM cannot serve peft_type PROMPT_TUNING; train with method.type LoRA or QLoRA",
+    "mergeRefusal": "PROMPT_TUNING adds tokens and changes no weights, so nothing can be merged; use method.type LoRA",
+}
+
+
+@pytest.mark.parametrize(
+    "method, mode, words",
+    [
+        (DORA, "Mount", "support-bot: vLLM cannot mount use_dora; serve it with mode: Merge"),
+        (PROMPT, "Mount", "support-bot: vLLM cannot serve peft_type PROMPT_TUNING"),
+        (PROMPT, "Merge", "support-bot: PROMPT_TUNING adds tokens and changes no weights"),
+    ],
+)
+def test_no_pod_is_started_for_an_adapter_that_cannot_be_served_so(method: Any, mode: str, words: str) -> None:
+    world = World(deployment(mode=mode), finetune(adapter=made(OLD, **method)))
+    decided = world.look()
+    assert (decided.status.phase, decided.status.reason) == ("Blocked", "UnsupportedAdapter")
+    assert decided.status.message.startswith(words) and world.children == {}
+    assert condition(decided, "Ready") == ("False", "UnsupportedAdapter")
+    assert condition(decided, "AdaptersVerified") == ("False", "UnsupportedAdapter")
+    assert condition(decided, "GatePassed")[0] == "Unknown"
+
+
+def test_what_cannot_be_mounted_is_merged() -> None:
+    world = World(deployment(mode="Merge"), finetune(adapter=made(OLD, **DORA)))
+    assert world.look().status.phase == "Progressing"
+    assert "Deployment" in world.children
+
+
+def test_a_new_adapter_that_cannot_be_mounted_leaves_the_old_one_in_service() -> None:
+    world = serving(OLD)
+    template = world.children["Deployment"]["spec"]["template"]
+    world.finetunes["bot"] = finetune(adapter=made(NEW, **DORA), history=(made(NEW, **DORA), made(OLD)))
+    decided = world.look()
+    assert (decided.status.phase, decided.status.reason) == ("Ready", "UnsupportedAdapter")
+    assert "its last good adapter goes on answering" in decided.status.message
+    assert world.desired() == [("support-bot", OLD, 100)]
+    assert world.children["Deployment"]["spec"]["template"] == template
+
+
 def test_an_artifact_is_served_on_the_base_model_of_the_spec() -> None:
     artifact = {"name": "support-bot", "artifact": {"uri": uri(OLD), "digest": OLD}}
     world = World(deployment(artifact, baseModel={"s3": {"uri": "s3://models/tiny-llama"}}))

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from finetune_operator.api.finetunestatus import EvaluationStatus
-from finetune_trainer.adapter import as_plain_lora, portable_config, ranks, refuse_broken
+from finetune_trainer.adapter import portable_config, refuse_broken
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.modelcard import model_card
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
@@ -42,23 +42,6 @@ def test_the_configuration_is_byte_stable_and_names_no_path() -> None:
     assert "/work" not in json.dumps(made)
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-def test_an_adapter_that_took_its_start_out_of_the_base_becomes_a_plain_lora(rslora: bool) -> None:
-    torch.manual_seed(0)
-    r, alpha = 4, 8
-    start = {"x.lora_A.default.weight": torch.randn(r, 10), "x.lora_B.default.weight": torch.randn(12, r)}
-    end = {"x.lora_A.weight": torch.randn(r, 10), "x.lora_B.weight": torch.randn(12, r)}
-    weights, config = as_plain_lora(end, start, {"r": r, "lora_alpha": alpha, "use_rslora": rslora})
-
-    def update(a: torch.Tensor, b: torch.Tensor, rank: int, scale: float) -> torch.Tensor:
-        return scale / (rank**0.5 if rslora else rank) * b @ a
-
-    trained = update(end["x.lora_A.weight"], end["x.lora_B.weight"], r, alpha)
-    started = update(start["x.lora_A.default.weight"], start["x.lora_B.default.weight"], r, alpha)
-    plain = update(weights["x.lora_A.weight"], weights["x.lora_B.weight"], config["r"], config["lora_alpha"])
-    assert torch.allclose(plain, trained - started, atol=1e-4)
-
-
 def test_an_adapter_that_is_still_zero_is_refused() -> None:
     weights = {"x.lora_A.weight": torch.randn(4, 10), "x.lora_B.weight": torch.zeros(12, 4)}
     with pytest.raises(RunFailure, match="still zero"):
@@ -70,18 +53,6 @@ def test_an_adapter_that_is_still_zero_is_refused() -> None:
 def test_an_adapter_that_is_not_finite_is_refused() -> None:
     with pytest.raises(RunFailure, match="not finite"):
         refuse_broken({"x.lora_B.weight": torch.tensor([1.0, float("nan")])}, {})
-
-
-@pytest.mark.parametrize(
-    ("config", "rank"),
-    [
-        ({"peft_type": "LORA", "r": 4, "rank_pattern": {"q_proj": 16}}, 16),
-        ({"peft_type": "ADALORA", "r": 8, "rank_pattern": {"q": [True, False, True], "v": [True] * 5}}, 5),
-        ({"peft_type": "IA3"}, 0),
-    ],
-)
-def test_the_rank_is_the_largest_in_it(config: dict[str, Any], rank: int) -> None:
-    assert ranks(config) == rank
 
 
 def test_the_model_card_has_metadata_that_a_hub_accepts() -> None:

@@ -15,17 +15,16 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("method.lora.initialization", {"method": {"type": "QLoRA", "lora": {"initialization": "PiSSA"}}}),
     ("method.lora.initialization", {"method": {"type": "LoRA", "lora": {"initialization": "LoftQ"}}}),
     ("method.lora.useDora", {"method": {"type": "LoRA", "lora": {"initialization": "OLoRA", "useDora": True}}}),
+    ("method.lora.useDora", {"method": {"type": "LoRA", "lora": {"useDora": True}, "quantization": {"type": "INT8"}}}),
     (
-        "method.lora.rankPattern",
-        {"method": {"type": "LoRA", "lora": {"initialization": "PiSSA", "rankPattern": {"q_proj": 8}}}},
+        "method.lora.layersToTransform",
+        {"method": {"type": "LoRA", "lora": {"targetModules": [".*q_proj"], "layersToTransform": [0]}}},
     ),
     (
-        "method.lora.bias",
-        {
-            "method": {"type": "LoRA", "lora": {"bias": "All"}},
-            "evaluation": {"gates": [{"metric": "loss", "betterThanBase": True}]},
-        },
+        "training.gradientCheckpointing",
+        {"method": {"type": "PrefixTuning"}, "training": {"gradientCheckpointing": "Enabled"}},
     ),
+    ("objective.type", {"method": {"type": "PTuning"}, "objective": {"type": "DPO"}}),
 ]
 
 
@@ -40,7 +39,8 @@ def test_a_bad_combination_is_refused_by_its_field(field: str, parts: dict[str, 
     "method",
     [
         {"type": "QLoRA"},
-        {"type": "LoRA", "lora": {"initialization": "PiSSA"}},
+        {"type": "LoRA", "lora": {"initialization": "PiSSA", "rankPattern": {"q_proj": 8}}},
+        {"type": "LoRA", "lora": {"bias": "All"}},
         {"type": "QLoRA", "lora": {"initialization": "LoftQ"}},
         {"type": "QLoRA", "lora": {"useDora": True, "useRslora": True}},
         {"type": "IA3", "quantization": {"type": "NF4"}},

@@ -6,8 +6,7 @@ import pytest
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.architecture import Architecture, architecture
-from finetune_trainer.estimate import GIB, Workload, check_targets, estimate, quantity, trainable_parameters, verdict
-from finetune_trainer.failures import RunFailure
+from finetune_trainer.estimate import GIB, Workload, estimate, quantity, verdict
 
 from .tiny import finetune_spec
 
@@ -71,20 +70,6 @@ def spec(method: str = "QLoRA", rank: int = 16, targets: list[str] | None = None
 )
 def test_parameter_counts_are_the_published_ones(model: str, count: int) -> None:
     assert shape(model).parameters == count
-
-
-@pytest.mark.parametrize(
-    ("model", "rank", "targets", "count"),
-    [
-        ("Llama-3.1-8B", 16, ATTENTION, 13_631_488),
-        ("Llama-3.1-8B", 16, ["all-linear"], 41_943_040),
-        ("Llama-2-7B", 16, ATTENTION, 16_777_216),  # 33,554,432 is widely copied and is that of rank 32
-        ("Llama-2-7B", 8, ["q_proj", "v_proj"], 4_194_304),
-        ("Llama-3.1-70B", 64, ["all-linear"], 828_375_040),
-    ],
-)
-def test_trainable_parameters_are_exact(model: str, rank: int, targets: list[str], count: int) -> None:
-    assert trainable_parameters(shape(model), spec(rank=rank, targets=targets)) == count
 
 
 def test_nf4_weights_are_what_bitsandbytes_allocates() -> None:
@@ -161,83 +146,6 @@ def test_every_part_has_a_source_and_the_band_is_in_order() -> None:
     found = estimate(shape("Llama-3.1-8B"), Workload(spec(), 1024), 2, checkpointing=False)
     assert all(part.source and part.low <= part.expected <= part.high for part in found.parts)
     assert found.low < found.expected < found.high
-
-
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
-    "mistral": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
-    "qwen2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": True},
-    "qwen3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 32},
-    "gemma": SMALL | {"intermediate_size": 96, "num_key_value_heads": 1, "head_dim": 16},
-    "gemma2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16},
-    "gemma3_text": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16},
-    "phi3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
-    "granite": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
-    "olmo2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
-    "smollm3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
-    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32},
-    "gpt_neox": SMALL | {"intermediate_size": 96},
-    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128},
-    "falcon": SMALL | {"new_decoder_architecture": False, "multi_query": True},
-    "opt": SMALL | {"ffn_dim": 96, "max_position_embeddings": 32, "word_embed_proj_dim": 64, "pad_token_id": 0},
-}
-
-
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_counts_are_those_of_transformers_and_peft(kind: str) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(kind, **FAMILIES[kind])
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    found = architecture(config.to_dict())
-    assert found
-    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    trained, _ = adapted.get_nb_trainable_parameters()
-    assert trainable_parameters(found, spec("LoRA", rank=4)) == trained
-
-
-@pytest.mark.parametrize(
-    ("lora", "options"),
-    [
-        (
-            {"targetModules": ["q_proj", "v_proj"], "useDora": True},
-            {"target_modules": ["q_proj", "v_proj"], "use_dora": True},
-        ),
-        ({"targetModules": [r".*\.0\..*_proj"]}, {"target_modules": r".*\.0\..*_proj"}),
-        ({"excludeModules": ["down_proj"]}, {"target_modules": "all-linear", "exclude_modules": ["down_proj"]}),
-        (
-            {"targetModules": ["q_proj"], "layersToTransform": [1], "rankPattern": {"q_proj": 8}},
-            {"target_modules": ["q_proj"], "layers_to_transform": [1], "rank_pattern": {"q_proj": 8}},
-        ),
-        ({"modulesToSave": ["lm_head"]}, {"target_modules": "all-linear", "modules_to_save": ["lm_head"]}),
-    ],
-)
-def test_options_of_lora_are_counted_as_peft_counts_them(lora: dict[str, Any], options: dict[str, Any]) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model("llama", **FAMILIES["llama"])
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    trained, _ = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **options)).get_nb_trainable_parameters()
-    found = architecture(config.to_dict())
-    assert found
-    asked = spec("LoRA", rank=4, lora=lora)
-    assert trainable_parameters(found, asked) == trained
-
-
-def test_unknown_targets_are_named_with_the_known_ones() -> None:
-    with pytest.raises(
-        RunFailure,
-        match="names no layer of this llama model; its linear layers are q_proj, k_proj, v_proj, o_proj, gate_proj",
-    ):
-        check_targets(shape("Llama-3.1-8B"), spec(targets=["c_attn"]))
 
 
 def test_an_architecture_that_is_not_known_is_not_guessed() -> None:

@@ -1,0 +1,23 @@
+"""Small configurations of every family of models that config.json alone is enough for."""
+
+from typing import Any
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
+    "mistral": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
+    "qwen2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 32},
+    "gemma": SMALL | {"intermediate_size": 96, "num_key_value_heads": 1, "head_dim": 16},
+    "gemma2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16},
+    "gemma3_text": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16},
+    "phi3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
+    "granite": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
+    "olmo2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
+    "smollm3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32},
+    "gpt_neox": SMALL | {"intermediate_size": 96},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128},
+    "falcon": SMALL | {"new_decoder_architecture": False, "multi_query": True},
+    "opt": SMALL | {"ffn_dim": 96, "max_position_embeddings": 32, "word_embed_proj_dim": 64, "pad_token_id": 0},
+}
