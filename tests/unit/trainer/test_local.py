@@ -90,7 +90,8 @@ def test_the_bar_shows_step_and_loss() -> None:
     assert "loss 1.2500, 80 tokens/s" in stream.getvalue()
 
 
-DATASET = {"train": {"configMap": {"name": "elsewhere", "key": "train.jsonl"}}}
+HELD_OUT = {"evaluation": {"fraction": 0.1}}
+DATASET = {"train": {"configMap": {"name": "elsewhere", "key": "train.jsonl"}}, **HELD_OUT}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ DATASET = {"train": {"configMap": {"name": "elsewhere", "key": "train.jsonl"}}}
             "dataset.train: ConfigMap elsewhere is in a cluster, not here: name the rows with --data train=FILE",
         ),
         (
-            {"dataset": {"train": {"persistentVolumeClaim": {"claimName": "rows"}}}},
+            {"dataset": {"train": {"persistentVolumeClaim": {"claimName": "rows"}}, **HELD_OUT}},
             [],
             "dataset.train: volume rows is in a cluster, not here: name the rows with --data train=FILE",
         ),
