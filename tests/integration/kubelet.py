@@ -17,10 +17,11 @@ def now() -> str:
     return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def start_pod(kube: Client, job: Object) -> Object:
-    """The Job's pod, bound to a node and running."""
+def start_pod(kube: Client, job: Object, index: int | None = None) -> Object:
+    """The Job's pod, bound to a node and running; of an indexed Job that of an index."""
     meta = job["metadata"]
     template = job["spec"]["template"]
+    indexed = {} if index is None else {"batch.kubernetes.io/job-completion-index": str(index)}
     pod = kube.create(
         {
             "apiVersion": "v1",
@@ -28,7 +29,7 @@ def start_pod(kube: Client, job: Object) -> Object:
             "metadata": {
                 "name": f"{meta['name']}-{next(_numbers)}",
                 "namespace": meta["namespace"],
-                "labels": template["metadata"]["labels"],
+                "labels": template["metadata"]["labels"] | indexed,
                 "ownerReferences": [
                     {
                         "apiVersion": "batch/v1",

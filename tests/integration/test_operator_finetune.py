@@ -295,6 +295,49 @@ def test_an_object_of_the_same_name_as_a_deleted_one_starts_from_scratch(
     assert job["metadata"]["ownerReferences"][0]["uid"] == again.created["metadata"]["uid"]
 
 
+# ---- several nodes ---------------------------------------------------------------------------------------------------
+
+
+def test_two_nodes_are_an_indexed_job_with_a_service_and_its_first_pod_speaks(
+    kube: Client, namespace: str, operator: Operator
+) -> None:
+    run = Run(kube, namespace, resources={"gpus": 0, "nodes": 2})
+    run.prepare()
+    job = run.job("train")
+    assert (job["spec"]["completions"], job["spec"]["completionMode"]) == (2, "Indexed")
+    name = job["spec"]["template"]["spec"]["subdomain"]
+    service = until(lambda: kube.get(f"/api/v1/namespaces/{namespace}/services/{name}"), "the Service")
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    first = kubelet.start_pod(kube, job, 0)
+    run.reaches("Queued", "Starting")
+    second = kubelet.start_pod(kube, job, 1)
+    run.reaches("Training")
+    path = f"/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunes/bot/report"
+    body = {"job": job["metadata"]["name"], "progress": {"step": 3, "totalSteps": 40}}
+    status, answer = operator.report(path, kubelet.token_of(kube, second), body)
+    assert status == 403 and "is not the first" in answer["message"]
+    assert operator.report(path, kubelet.token_of(kube, first), body)[0] == 200
+    until(lambda: run.status["summary"].get("progress") == "3/40", f"the reported step in {run.status}")
+    kubelet.end_pod(kube, second)
+    run.finish_training(job, first)
+    run.reaches("Succeeded", "Trained")
+
+
+def test_of_two_pods_the_one_that_ran_out_of_memory_is_blamed(kube: Client, namespace: str, operator: Operator) -> None:
+    run = Run(kube, namespace, resources={"gpus": 0, "nodes": 2})
+    run.prepare()
+    job = run.job("train")
+    first, second = (kubelet.start_pod(kube, job, index) for index in (0, 1))
+    lost = {"stage": "train", "job": job["metadata"]["name"], "failure": {"reason": "PeerLost", "message": "gone"}}
+    kubelet.end_pod(kube, first, 1, json.dumps(lost))
+    kubelet.end_pod(kube, second, 137, reason="OOMKilled")
+    kubelet.end_job(kube, job, "Failed")
+    again = run.job("train", attempt=2)
+    assert kubelet.run_spec(again)["microBatch"] == 4
+    assert again["spec"]["template"]["spec"]["subdomain"] == f"ft-{again['metadata']['name']}"
+
+
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
 

@@ -91,7 +91,7 @@ def verdict(shape: Architecture, work: Workload) -> EstimateStatus:
     """Whether it fits resources.gpuMemory, with which micro batch, and what would fit if it does not."""
     spec = work.spec
     asked = spec.training.micro_batch_size
-    share = max(1, spec.training.batch_size // max(1, spec.resources.gpus * spec.resources.nodes))
+    share = max(1, spec.training.batch_size // max(1, _gpus(spec)))
     if spec.resources.gpu_memory is None:
         chosen = _chosen(shape, work, 1 if asked == "auto" else int(asked), None)
         return _status(chosen, "Unknown", None, "set resources.gpuMemory to be told whether this fits")
@@ -138,7 +138,14 @@ def what_would_fit(shape: Architecture, work: Workload, memory: float) -> str:
         ):
             options.append("method.type: QLoRA")
     options.append(f"a GPU with {ceil(least.high / GIB)} GiB or more")
-    return f"{text}; what would fit: {', or '.join(options)}"
+    # More GPUs share the batch, not the model.
+    sharding = "; every GPU holds the whole base model: sharding it over GPUs is not supported yet"
+    return f"{text}; what would fit: {', or '.join(options)}{sharding if _gpus(spec) > 1 else ''}"
+
+
+def _gpus(spec: FineTuneSpec) -> int:
+    """All GPUs of a run."""
+    return spec.resources.gpus * spec.resources.nodes
 
 
 def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointing: bool) -> Estimate:

@@ -11,8 +11,8 @@ from finetune_trainer.architecture import Architecture, architecture, read_confi
 from finetune_trainer.combinations import can_checkpoint
 from finetune_trainer.data import Rows
 from finetune_trainer.distributed import World
-from finetune_trainer.estimate import Workload, estimate
-from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
+from finetune_trainer.estimate import Workload, estimate, what_would_fit
+from finetune_trainer.failures import DOES_NOT_FIT, UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.runspec import RunSpec
 from finetune_trainer.schedule import total_steps
 
@@ -73,7 +73,8 @@ def choose_micro_batch(run: RunSpec, shape: Architecture | None, share: int, mem
     """(rows at once, whether activations must be computed twice).
 
     What the operator says after running out of memory, else what the user says, else the largest that the GPU's memory
-    (bytes; None on a CPU) has room for, up to the size beyond which nothing becomes faster.
+    (bytes; None on a CPU) has room for, up to the size beyond which nothing becomes faster. Raises: RunFailure when
+    even the weights have no room.
     """
     training = run.spec.training
     asked = training.micro_batch_size
@@ -85,6 +86,8 @@ def choose_micro_batch(run: RunSpec, shape: Architecture | None, share: int, mem
     if shape is None:
         return (1 if asked == "auto" else int(asked)), True
     work = Workload(run.spec, training.max_length)
+    if estimate(shape, Workload(run.spec, row_tokens=1), 1, checkpointing=True).low > memory:
+        raise RunFailure(DOES_NOT_FIT, what_would_fit(shape, work, memory))
 
     def fits(rows: int, checkpointing: bool) -> bool:
         return estimate(shape, work, rows, checkpointing).high <= memory

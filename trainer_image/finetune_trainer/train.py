@@ -113,10 +113,10 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
                 if prepared.dataset.evaluation_samples
                 else None
             )
+        plan = make_plan(run, inputs.model(), rows, world, device)
         base = load_base_model(inputs.model(), spec, precision, device)
         layout = choose_layout(base, spec)
         objective = make_objective(spec, layout, device, precision)
-        plan = make_plan(run, inputs.model(), rows, world, device)
         use_gradient_checkpointing(base, spec, plan.checkpointing)
 
         first = batches(rows, plan.micro_batch, layout, device)

@@ -128,6 +128,15 @@ def test_what_would_fit_is_said() -> None:
     assert "training.maxLength: " in long.message
 
 
+def test_more_gpus_do_not_make_a_model_fit_and_the_verdict_says_so() -> None:
+    several = {"gpus": 8, "nodes": 2, "gpuMemory": "24Gi"}
+    found = verdict(shape("Llama-3.1-70B"), Workload(spec(resources=several), 1024))
+    assert found.verdict == "DoesNotFit"
+    assert "sharding it over GPUs is not supported yet" in found.message
+    fits = verdict(shape("Llama-3.1-8B"), Workload(spec(resources=several), 1024))
+    assert (fits.verdict, fits.largest_micro_batch) == ("Fits", 1)  # 16 rows, one for each GPU
+
+
 def test_without_gpu_memory_the_verdict_is_unknown_and_says_what_to_set() -> None:
     found = verdict(shape("Llama-3.1-8B"), Workload(spec(), 1024))
     assert found.verdict == "Unknown"

@@ -27,8 +27,9 @@ def bench(endpoint: str, tiny_llama: Path, tmp_path: Path) -> Bench:
 
 
 def run_stage(spec_path: str) -> int:
-    from finetune_trainer import stage
+    from finetune_trainer import peers, stage
 
+    peers.VERDICT_SECONDS, peers.LEAVE_SECONDS = 0.5, 0.5
     return stage.run_stage("train", spec_path)
 
 
