@@ -1,63 +1,121 @@
 """Prepared rows for the training loop: read memory-mapped, ordered by seed alone, laid out without padding."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from finetune_trainer.failures import INVALID_DATASET, RunFailure
 
 IGNORE = -100
-COLUMNS = ["input_ids", "labels", "seq_lengths"]
+IDS = pa.list_(pa.int32())
 
 
 class Row(NamedTuple):
-    """One prepared row: one sample, or several packed one after the other (int32 arrays of shape [tokens])."""
+    """One prepared row: one sample, or several packed one after the other (int32 arrays of shape [tokens]).
+
+    A row of two answers is two samples, chosen and rejected, each with the prompt. A judged answer has `good`, and in
+    `mismatched` its prompt with another row's answer. `reference`: log probabilities by the base model (reference.py).
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
     lengths: np.ndarray
+    good: bool = True
+    mismatched: "Row | None" = None
+    reference: np.ndarray | None = None
 
 
 class Rows:
     """All rows of one split, read from disk as they are used.
 
     Parquet has no random access, so it is rewritten once as an Arrow file, which is memory-mapped: a dataset of any
-    size costs page cache only. `written`: another process on this node has done so.
+    size costs page cache only. `written`: another process on this node has done so. `reference`: one line of log
+    probabilities per row, for objectives that compare with the base model.
     """
+
+    reference: np.ndarray | None = None
 
     def __init__(self, folder: Path, split: str, scratch: Path, written: bool = False) -> None:
         files = sorted(folder.glob(f"{split}-*.parquet"))
         if not files:
             raise RunFailure(INVALID_DATASET, f"prepared dataset has no {split}-*.parquet: run prepare again")
         arrow = scratch / f"{split}.arrow"
+        names = set(pq.ParquetFile(files[0]).schema_arrow.names)
+        schema, self._read = next(shape for shape in SHAPES if names >= set(shape[0].names))
         if not written:
-            _write_arrow(files, arrow)
+            _write_arrow(files, arrow, schema)
         self.table = pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
-        self.columns = [self.table.column(name) for name in COLUMNS]
+        self.columns = {name: self.table.column(name) for name in schema.names}
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def __getitem__(self, index: int) -> Row:
-        row = Row(*(column[index].values.to_numpy(zero_copy_only=False) for column in self.columns))
+        row = self._read(self, index)
         if int(row.lengths.sum()) != len(row.input_ids) or len(row.labels) != len(row.input_ids):
             raise RunFailure(INVALID_DATASET, f"prepared row {index}: seq_lengths, labels and input_ids disagree")
-        return row
+        return row if self.reference is None else row._replace(reference=self.reference[index])
+
+    def ids(self, column: str, index: int) -> np.ndarray:
+        values: np.ndarray = self.columns[column][index].values.to_numpy(zero_copy_only=False)
+        return values
+
+    @cached_property
+    def longest_answered(self) -> int:
+        """Tokens of the longest prompt with its answer, of judged answers."""
+        sizes = pc.add(*(pc.list_value_length(self.columns[name]) for name in ("prompt_ids", "completion_ids")))
+        return int(pc.max(sizes).as_py())
 
 
-def _write_arrow(files: list[Path], arrow: Path) -> None:
+def _packed_row(rows: Rows, index: int) -> Row:
+    return Row(rows.ids("input_ids", index), rows.ids("labels", index), rows.ids("seq_lengths", index))
+
+
+def _pair_row(rows: Rows, index: int) -> Row:
+    prompt, *answers = (rows.ids(name, index) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return answered(prompt, *answers)
+
+
+def _judged_row(rows: Rows, index: int) -> Row:
+    """Beside its own answer the row gets one that does not belong to it: that of the row before it with another prompt,
+    cut so that it is no longer than what the model was prepared for."""
+    prompt, answer = rows.ids("prompt_ids", index), rows.ids("completion_ids", index)
+    others = ((index - back) % len(rows) for back in range(1, len(rows) + 1))
+    other = next((at for at in others if not np.array_equal(rows.ids("prompt_ids", at), prompt)), index - 1)
+    foreign = rows.ids("completion_ids", other)[: rows.longest_answered - len(prompt)]
+    good = bool(rows.columns["label"][index].as_py())
+    return answered(prompt, answer)._replace(good=good, mismatched=answered(prompt, foreign))
+
+
+def answered(prompt: np.ndarray, *answers: np.ndarray) -> Row:
+    """A row of one sample per answer, each the prompt and what is learned of it: the answer."""
+    samples = [np.concatenate([prompt, answer]) for answer in answers]
+    labels = [np.concatenate([np.full_like(prompt, IGNORE), answer]) for answer in answers]
+    return Row(np.concatenate(samples), np.concatenate(labels), np.array([len(one) for one in samples], np.int32))
+
+
+# What prepared.py writes for each kind of objective, and how a row of it is read.
+SHAPES: tuple[tuple[pa.Schema, Callable[[Rows, int], Row]], ...] = (
+    (pa.schema([("input_ids", IDS), ("labels", IDS), ("seq_lengths", IDS)]), _packed_row),
+    (pa.schema([("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS)]), _pair_row),
+    (pa.schema([("prompt_ids", IDS), ("completion_ids", IDS), ("label", pa.bool_())]), _judged_row),
+)
+
+
+def _write_arrow(files: list[Path], arrow: Path, schema: pa.Schema) -> None:
     arrow.parent.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
     with pa.OSFile(str(arrow), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=1024, columns=COLUMNS):
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=1024, columns=schema.names):
                 writer.write_table(pa.Table.from_batches([batch]).cast(schema))
 
 

@@ -66,6 +66,12 @@ def summed(world: World, *values: float, device: torch.device) -> list[float]:
     return [float(value) for value in tensor.tolist()]
 
 
+def sum_tensor(world: World, tensor: torch.Tensor) -> None:
+    """Add up a tensor of the same shape in all processes, in place."""
+    if world.size > 1:
+        torch.distributed.all_reduce(tensor)
+
+
 def wait_for_all(world: World, device: torch.device) -> None:
     """Returns once every process has come to this point."""
     summed(world, 0.0, device=device)

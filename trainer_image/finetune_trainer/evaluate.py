@@ -1,8 +1,7 @@
 """Base model against adapter: loss, perplexity and token accuracy on held-out rows, and answers to sample prompts."""
 
 import logging
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,12 @@ from finetune_operator.api.evaluation import Gate
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import EvaluationStatus
 from finetune_trainer import attention
-from finetune_trainer.data import Rows
+from finetune_trainer.data import Row, Rows
 from finetune_trainer.distributed import World, summed
 from finetune_trainer.gates import judge
 from finetune_trainer.initialization import Tensors, as_base
 from finetune_trainer.inputs import CHAT_TEMPLATE
-from finetune_trainer.objectives import Objective
+from finetune_trainer.objectives import Objective, batch_totals
 from finetune_trainer.schedule import micro_batches, rows_of_rank
 from finetune_trainer.store import Store
 
@@ -36,22 +35,19 @@ def evaluate(
     """The objective's metrics over all rows: token-weighted for SFT, so that the packing of rows does not matter."""
     was_training = model.training
     model.eval()
-    sums = dict.fromkeys(("weight", "loss", *objective.counts), 0.0)
-    for chunk in micro_batches(rows_of_rank(list(range(len(rows))), world.rank, world.size), micro_batch):
-        if not chunk:
-            continue
-        measured = objective.measure(model, [rows[index] for index in chunk], device)
-        for name, value in measured.items():
-            sums[name] += value
+    mine = micro_batches(rows_of_rank(list(range(len(rows))), world.rank, world.size), micro_batch)
+
+    def chunks() -> Iterator[list[Row]]:
+        return ([rows[index] for index in chunk] for chunk in mine if chunk)
+
+    totals = batch_totals(objective, model, chunks(), world, device)
+    sums = dict.fromkeys(objective.sums, 0.0)
+    for chunk in chunks():
+        measured = objective.measure(model, chunk, totals, device)
+        sums = {name: value + measured[name] for name, value in sums.items()}
     model.train(was_training)
     sums = dict(zip(sums, summed(world, *sums.values(), device=device), strict=True))
-    weight = sums.pop("weight")
-    if not weight:
-        return {}
-    metrics = {name: value / weight for name, value in sums.items()}
-    if "token_accuracy" in metrics:
-        metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
-    return {name: round(value, 6) for name, value in metrics.items()}
+    return {name: round(value, 6) for name, value in objective.metrics(sums, totals).items()}
 
 
 def compare(
@@ -59,13 +55,21 @@ def compare(
     initial: Tensors,
     measure: Callable[[], dict[str, float]],
     gates: list[Gate],
+    known: Mapping[str, float] | None = None,
 ) -> EvaluationStatus:
-    """Base and adapter on the same rows, and the gates' verdict; without held-out rows `measure` gives nothing."""
+    """Base and adapter on the same rows, and the gates' verdict; without held-out rows `measure` gives nothing.
+
+    `known`: the base model's metrics where they need not be measured (Objective.base).
+    """
     adapter = measure()
-    with as_base(model, initial):
-        base = measure() if adapter else {}
+    if known is None:
+        with as_base(model, initial):
+            base = measure() if adapter else {}
+    else:
+        base = {metric: value for metric, value in known.items() if metric in adapter}
     for metric, value in adapter.items():
-        log.info("evaluation: %s %.4f, base model %.4f", metric, value, base[metric])
+        compared = f", base model {base[metric]:.4f}" if metric in base else ""
+        log.info("evaluation: %s %.4f%s", metric, value, compared)
     return judge(gates, base, adapter)
 
 

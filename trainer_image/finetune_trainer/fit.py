@@ -18,7 +18,7 @@ from finetune_trainer.data import Rows, batch_rows
 from finetune_trainer.distributed import World, sum_gradients, summed
 from finetune_trainer.failures import NON_FINITE_LOSS, RunFailure
 from finetune_trainer.initialization import Tensors
-from finetune_trainer.objectives import Objective
+from finetune_trainer.objectives import Objective, batch_totals
 from finetune_trainer.optimizers import make_optimizer, optimizer_state, restore_optimizer, set_learning_rate
 from finetune_trainer.plan import Plan
 from finetune_trainer.schedule import learning_rate_factor, micro_batches, rows_of_rank, warmup_steps
@@ -40,6 +40,7 @@ class Fit:
         device: torch.device,
         scaled: bool = False,
         initial: Tensors | None = None,
+        reference: Tensors | None = None,
     ) -> None:
         self.spec, self.model, self.objective, self.rows, self.plan = spec, model, objective, rows, plan
         self.world, self.device = world, device
@@ -47,7 +48,7 @@ class Fit:
         self.optimizer = make_optimizer(spec, self.parameters)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.state = State()
-        self.initial = initial or {}
+        self.initial, self.reference = initial or {}, reference or {}
         self.best: Tensors = {}
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -88,18 +89,17 @@ class Fit:
         learning_rate = self.learning_rate()
         set_learning_rate(self.optimizer, learning_rate)
         batch = batch_rows(state.step, plan.batch_size, plan.rows, training.seed)
-        weight = max(1, sum(self.objective.weight(self.rows[index]) for index in batch))
+        mine = micro_batches(rows_of_rank(batch, self.world.rank, self.world.size), plan.micro_batch)
+        chunks = [[self.rows[index] for index in chunk] for chunk in mine if chunk]
+        totals = batch_totals(self.objective, self.model, chunks, self.world, self.device)
         loss = torch.zeros((), device=self.device)
         with neftune(self.model, training.neftune_alpha):
-            for chunk in micro_batches(rows_of_rank(batch, self.world.rank, self.world.size), plan.micro_batch):
-                if chunk:
-                    picked = [self.rows[index] for index in chunk]
-                    scale = self.scaler.get_scale() / weight
-                    loss += self.objective.backward(self.model, picked, scale, self.device)
+            for rows in chunks:
+                loss += self.objective.backward(self.model, rows, totals, self.scaler.get_scale(), self.device)
         penalty = methods.penalty(self.model)
         if penalty is not None:
             (penalty * (self.scaler.get_scale() / self.world.size)).backward()
-        mean = summed(self.world, float(loss), device=self.device)[0] / weight
+        mean = summed(self.world, float(loss), device=self.device)[0]
         if not math.isfinite(mean):
             raise RunFailure(
                 NON_FINITE_LOSS,
@@ -177,7 +177,8 @@ class Fit:
         method, self.state.method = allocator_state(self.model)
         trained = {name: parameter.data for name, parameter in self.parameters.items()}
         tensors = {"trainable": trained, "optimizer": remembered, "method": method}
-        return Snapshot(self.state, {**tensors, "initial": self.initial, "best": self.best})
+        tensors |= {"initial": self.initial, "best": self.best, "reference": self.reference}
+        return Snapshot(self.state, tensors)
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot as if nothing had happened."""

@@ -56,8 +56,11 @@ def takes_logits_to_keep(model: Any) -> bool:
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
-def token_loss(model: torch.nn.Module, batch: Batch) -> TokenLoss:
-    """Summed cross entropy of the batch's target tokens. Call it, and its backward, within `attention.packed`."""
+def learned_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [n, words] of the positions that are to predict something, sample by sample, and what that is [n].
+
+    Call it, and the backward of what is made of it, within `attention.packed`.
+    """
     targets = batch.targets.flatten()
     learned = (targets != IGNORE).nonzero()[:, 0]
     arguments: dict[str, object] = {
@@ -73,8 +76,14 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> TokenLoss:
         logits = model(**arguments).logits
         # Prompt-type methods put their virtual tokens before the row: the row's own positions are the last ones.
         logits = logits[:, -batch.targets.shape[1] :].flatten(0, 1)[learned]
-    loss, right = _CrossEntropy.apply(logits, targets[learned])  # type: ignore[no-untyped-call]
-    return TokenLoss(loss, right, len(learned))
+    return logits, targets[learned]
+
+
+def token_loss(model: torch.nn.Module, batch: Batch) -> TokenLoss:
+    """Summed cross entropy of the batch's target tokens."""
+    logits, targets = learned_logits(model, batch)
+    loss, right = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return TokenLoss(loss, right, len(targets))
 
 
 @torch.no_grad()

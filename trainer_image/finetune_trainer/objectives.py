@@ -1,64 +1,115 @@
-"""What is optimised, one class per objective: the weight of a row, its loss, and what is measured on held-out rows."""
+"""What is optimised, one class per objective: what a row counts, its loss, and what is measured on held-out rows."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Protocol
+from math import exp
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
 from finetune_operator.api.finetune import FineTuneSpec
+from finetune_trainer.answers import Autocast
 from finetune_trainer.attention import packed
 from finetune_trainer.data import IGNORE, LAYOUTS, Row
+from finetune_trainer.distributed import World, summed
+from finetune_trainer.dpo import DPO
+from finetune_trainer.kto import KTO
 from finetune_trainer.loss import token_loss
+from finetune_trainer.orpo import ORPO
 from finetune_trainer.precision import Precision
-
-Autocast = Callable[[], AbstractContextManager[object]]
+from finetune_trainer.reward import Reward
 
 
 class Objective(Protocol):
-    """Losses are sums over rows: the loop divides by the weight of the whole effective batch, however it was cut."""
+    """Losses are sums over rows, divided by totals of the whole effective batch: it may be cut in any way."""
 
-    counts: ClassVar[tuple[str, ...]]
+    totals: ClassVar[tuple[str, ...]]
+    sums: ClassVar[tuple[str, ...]]
+    # The base model's metrics where they are known without measuring: empty when they mean nothing.
+    base: ClassVar[Mapping[str, float] | None]
 
-    def weight(self, row: Row) -> int:
-        """What the row counts in the mean."""
+    def total(self, model: torch.nn.Module, rows: list[Row], device: torch.device) -> tuple[float, ...]:
+        """Sums over the rows, one for each name in `totals`, that losses need to know of the whole effective batch."""
         ...
 
-    def backward(self, model: torch.nn.Module, rows: list[Row], scale: float, device: torch.device) -> torch.Tensor:
-        """Add the gradient of `scale` times the rows' summed loss; returns the summed loss, without a graph."""
+    def backward(
+        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], scale: float, device: torch.device
+    ) -> torch.Tensor:
+        """Add the gradient of `scale` times what the rows add to the mean loss; returns that, without a graph."""
         ...
 
-    def measure(self, model: torch.nn.Module, rows: list[Row], device: torch.device) -> dict[str, float]:
-        """Sums over the rows: weight, loss, and the `counts`."""
+    def measure(
+        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], device: torch.device
+    ) -> dict[str, float]:
+        """Sums over the rows, one for each name in `sums`."""
+        ...
+
+    def metrics(self, sums: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
+        """What is reported, and what gates are about; empty when no row was measured."""
+        ...
+
+
+@runtime_checkable
+class Referring(Protocol):
+    """An objective that compares with the base model."""
+
+    def logprobs(self, model: torch.nn.Module, rows: list[Row], device: torch.device) -> torch.Tensor:
+        """[rows, 2]: what `Row.reference` holds when the model is the base model."""
         ...
 
 
 class SFT:
     """Imitate the labelled tokens: mean cross entropy over all target tokens of the effective batch."""
 
-    counts: ClassVar[tuple[str, ...]] = ("token_accuracy",)
+    totals: ClassVar[tuple[str, ...]] = ("tokens",)
+    sums: ClassVar[tuple[str, ...]] = ("loss", "right")
+    base: ClassVar[Mapping[str, float] | None] = None
 
-    def __init__(self, layout: str, autocast: Autocast) -> None:
+    def __init__(self, spec: FineTuneSpec, layout: str, autocast: Autocast) -> None:
         self.collate, self.autocast = LAYOUTS[layout], autocast
 
-    def weight(self, row: Row) -> int:
+    def total(self, model: torch.nn.Module, rows: list[Row], device: torch.device) -> tuple[float, ...]:
         """Target tokens: the first token of a sample has nothing before it to be predicted from."""
-        starts = row.lengths.cumsum() - row.lengths
-        return int((row.labels != IGNORE).sum() - (row.labels[starts] != IGNORE).sum())
+        count = 0
+        for row in rows:
+            starts = row.lengths.cumsum() - row.lengths
+            count += int((row.labels != IGNORE).sum() - (row.labels[starts] != IGNORE).sum())
+        return (count,)
 
-    def backward(self, model: torch.nn.Module, rows: list[Row], scale: float, device: torch.device) -> torch.Tensor:
+    def backward(
+        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], scale: float, device: torch.device
+    ) -> torch.Tensor:
         batch = self.collate(rows).to(device)
         with packed(batch):
             with self.autocast():
-                result = token_loss(model, batch)
-            (result.loss * scale).backward()
-        return result.loss.detach()
+                loss = token_loss(model, batch).loss / max(1.0, totals["tokens"])
+            (loss * scale).backward()
+        return loss.detach()
 
-    def measure(self, model: torch.nn.Module, rows: list[Row], device: torch.device) -> dict[str, float]:
+    def measure(
+        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], device: torch.device
+    ) -> dict[str, float]:
         batch = self.collate(rows).to(device)
         with packed(batch), self.autocast():
             result = token_loss(model, batch)
-        return {"weight": float(result.tokens), "loss": float(result.loss), "token_accuracy": float(result.right)}
+        return {"loss": float(result.loss), "right": float(result.right)}
+
+    def metrics(self, sums: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
+        tokens = totals["tokens"]
+        if not tokens:
+            return {}
+        loss = sums["loss"] / tokens
+        return {"loss": loss, "token_accuracy": sums["right"] / tokens, "perplexity": exp(min(loss, 700.0))}
+
+
+def batch_totals(
+    objective: Objective, model: torch.nn.Module, chunks: Iterable[list[Row]], world: World, device: torch.device
+) -> dict[str, float]:
+    """The totals of all rows of all processes; `chunks`: this process's rows, as they are computed at once."""
+    sums = [0.0] * len(objective.totals)
+    for rows in chunks:
+        sums = [a + b for a, b in zip(sums, objective.total(model, rows, device), strict=True)]
+    return dict(zip(objective.totals, summed(world, *sums, device=device), strict=True))
 
 
 def make_objective(spec: FineTuneSpec, layout: str, device: torch.device, precision: Precision) -> Objective:
@@ -68,7 +119,13 @@ def make_objective(spec: FineTuneSpec, layout: str, device: torch.device, precis
         # Trained weights are float32 beside a base of half the size: autocast multiplies them in the base's format.
         return torch.autocast(device.type, getattr(torch, precision.compute)) if precision.autocast else nullcontext()
 
-    return OBJECTIVES[spec.objective.type](layout, autocast)
+    return OBJECTIVES[spec.objective.type](spec, layout, autocast)
 
 
-OBJECTIVES = {"SFT": SFT}
+OBJECTIVES: dict[str, type[SFT | DPO | KTO | ORPO | Reward]] = {
+    "SFT": SFT,
+    "DPO": DPO,
+    "KTO": KTO,
+    "ORPO": ORPO,
+    "Reward": Reward,
+}

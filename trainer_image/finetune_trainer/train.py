@@ -87,6 +87,7 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
     from finetune_trainer.plan import make_plan
     from finetune_trainer.progress import Progress, peak_memory
     from finetune_trainer.quantization import load_base_model
+    from finetune_trainer.reference import rows_used, set_references
 
     startup.import_libraries()
     log.info("start: imports took %.1f s", time.monotonic() - started)
@@ -121,7 +122,11 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
 
         first = batches(rows, plan.micro_batch, layout, device)
         model, initial = initialize(base, spec, plan.steps, inputs.model(), first, snapshot)
-        fit = Fit(spec, model, objective, rows, plan, world, device, precision.scaled, initial)
+        splits = {"train": (rows, rows_used(plan, spec.training.seed))}
+        if held_out:
+            splits["evaluation"] = (held_out, list(range(len(held_out))))
+        reference = set_references(model, initial, objective, splits, plan.micro_batch, world, device, snapshot)
+        fit = Fit(spec, model, objective, rows, plan, world, device, precision.scaled, initial, reference)
         if snapshot:
             fit.resume(snapshot)
         share_start(world, list(fit.parameters.values()))
@@ -140,7 +145,7 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
         if not done:
             raise Interrupted(f"interrupted after step {fit.state.step}/{plan.steps}; its checkpoint is saved")
 
-        evaluation = story.evaluation = compare(model, initial, measure, spec.evaluation.gates)
+        evaluation = story.evaluation = compare(model, initial, measure, spec.evaluation.gates, objective.base)
         if not world.leads:
             return None
         story.answers = write_answers(store, samples_key(run), model, initial, spec, inputs.model(), inputs.dataset())

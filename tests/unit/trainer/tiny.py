@@ -95,11 +95,33 @@ def make_rows(count: int, seed: int = 0, packed: bool = True, longest: int = 24)
     return rows
 
 
+def make_pairs(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Random prompts with two answers of different lengths: the chosen one counts up from 10, the other from 40."""
+    random = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(count):
+        sizes = random.integers(2, 12, 3)
+        prompt = random.integers(60, VOCABULARY, sizes[0]).tolist()
+        chosen, rejected = ([start + place for place in range(size)] for start, size in ((10, sizes[1]), (40, sizes[2])))
+        pairs.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    return pairs
+
+
+def make_judged(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The same answers one by one, good and bad in turn."""
+    return [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[answer], "label": good}
+        for pair in make_pairs((count + 1) // 2, seed)
+        for answer, good in (("chosen_ids", True), ("rejected_ids", False))
+    ][:count]
+
+
 def write_dataset(folder: Path, train: list[dict[str, Any]], evaluation: list[dict[str, Any]] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in (("train", train), ("evaluation", evaluation)):
         if rows:
-            columns = {name: pa.array([row[name] for row in rows], pa.list_(pa.int32())) for name in rows[0]}
+            kinds = {name: pa.bool_() if name == "label" else pa.list_(pa.int32()) for name in rows[0]}
+            columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()}
             pq.write_table(pa.table(columns), folder / f"{split}-00000.parquet", compression="zstd")
     return folder
 

@@ -1,0 +1,200 @@
+"""Every objective has TRL's loss and gradient on the same batch, however the batch is cut and laid out."""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_trainer.attention import NAME, register
+from finetune_trainer.data import IGNORE, Row, Rows, padded
+from finetune_trainer.distributed import World
+from finetune_trainer.initialization import initialize
+from finetune_trainer.methods import trainable
+from finetune_trainer.objectives import Objective, batch_totals, make_objective
+from finetune_trainer.precision import choose_precision
+from finetune_trainer.quantization import load_base_model
+from finetune_trainer.reference import set_references
+from finetune_trainer.schedule import micro_batches
+
+from .tiny import finetune_spec, make_judged, make_pairs, write_dataset
+
+CPU = torch.device("cpu")
+FP32 = choose_precision("FP32", "cpu", False)
+ROWS = 6
+METHOD = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0}}
+
+
+class Case:
+    """A batch for an objective, and a tiny model whose adapter has already moved away from the base model."""
+
+    def __init__(self, kind: str, folder: Path, model: Path, layout: str = "flat", **parts: Any) -> None:
+        spec = finetune_spec(**{"method": METHOD, "objective": {"type": kind}} | parts)
+        rows = make_judged(ROWS) if kind == "KTO" else make_pairs(ROWS)
+        self.rows = Rows(write_dataset(folder / "data", rows), "train", folder / "scratch")
+        base = load_base_model(model, spec, FP32, CPU)
+        if layout == "flat":
+            register()
+            base.set_attn_implementation(NAME)
+        self.model, self.initial = initialize(base, spec, 8, model, iter([]), None)
+        self.objective: Objective = make_objective(spec, layout, CPU, FP32)
+        splits = {"train": (self.rows, list(range(ROWS)))}
+        set_references(self.model, self.initial, self.objective, splits, 2, World(), CPU, None)
+        torch.manual_seed(1)
+        for parameter in trainable(self.model).values():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        self.model.train()
+
+    def batch(self) -> list[Row]:
+        return [self.rows[index] for index in range(ROWS)]
+
+    def loss(self, micro_batch: int = ROWS) -> tuple[float, list[torch.Tensor]]:
+        """The loss of the whole batch and its gradient."""
+        chunks = [[self.rows[i] for i in chunk] for chunk in micro_batches(list(range(ROWS)), micro_batch)]
+        totals = batch_totals(self.objective, self.model, chunks, World(), CPU)
+        self.model.zero_grad()
+        loss = sum(float(self.objective.backward(self.model, chunk, totals, 1.0, CPU)) for chunk in chunks)
+        return loss, self.gradients()
+
+    def gradients(self) -> list[torch.Tensor]:
+        return [parameter.grad.clone() for parameter in trainable(self.model).values() if parameter.grad is not None]
+
+    def plain(self) -> Any:
+        """The model with its own attention, as TRL calls it."""
+        self.model.get_base_model().set_attn_implementation("sdpa")
+        return self.model
+
+
+def laid_out(rows: list[Row], which: int = 0) -> dict[str, torch.Tensor]:
+    """The rows' samples (every other one from `which` on) as TRL pads them: ids, attention, and which is answer."""
+    samples = [row for row in rows]
+    batch = padded(samples)
+    ids, mask = batch.input_ids[which:], batch.attention_mask
+    assert mask is not None
+    answers = torch.zeros_like(ids)
+    answers[:, 1:] = batch.targets[:, :-1] != IGNORE
+    return {"input_ids": ids, "attention_mask": mask, "completion_mask": answers}
+
+
+def in_trl_order(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All chosen samples first, then all rejected ones."""
+    return {name: torch.cat([tensor[0::2], tensor[1::2]]) for name, tensor in inputs.items()}
+
+
+def trainer(model: Any, **options: Any) -> SimpleNamespace:
+    """What TRL's loss functions look at of their trainer."""
+    as_it_is = {name: lambda value: value for name in ("gather", "gather_for_metrics", "unwrap_model")}
+    return SimpleNamespace(
+        model=model,
+        ref_model=None,
+        accelerator=SimpleNamespace(device=CPU, **as_it_is),
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None, center_rewards_coefficient=None),
+        beta=0.1,
+        aux_loss_enabled=False,
+        precompute_ref_logps=False,
+        is_encoder_decoder=False,
+        padding_value=0,
+        _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+        **options,
+    )
+
+
+def trl_dpo(case: Case) -> torch.Tensor:
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    options = {"ld_alpha": None, "f_divergence_type": "reverse_kl", "use_weighting": False}
+    its = trainer(case.plain(), loss_types=["sigmoid"], loss_weights=[1.0], **options)
+    return DPOTrainer._compute_loss(its, its.model, in_trl_order(laid_out(case.batch())), False)
+
+
+def trl_kto(case: Case) -> torch.Tensor:
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    its = trainer(
+        case.plain(), calculate_KL=True, loss_type="kto", desirable_weight=1.0, undesirable_weight=1.0, beta_kl=None
+    )
+    its._compute_kl_logps = lambda model, batch: KTOTrainer._compute_kl_logps(its, model, batch)
+    foreign = laid_out([row.mismatched for row in case.batch() if row.mismatched])
+    inputs = laid_out(case.batch()) | {f"KL_{name}": tensor for name, tensor in foreign.items()}
+    labels = torch.tensor([row.good for row in case.batch()])
+    return KTOTrainer._compute_loss(its, its.model, inputs | {"label": labels}, False)
+
+
+def trl_orpo(case: Case) -> torch.Tensor:
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+
+    inputs, batch = laid_out(case.batch()), {}
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORE)
+    for which, name in enumerate(("chosen", "rejected")):
+        batch |= {f"{name}_{key}": tensor[which::2] for key, tensor in inputs.items()}
+    its = trainer(case.plain())
+    its.concatenated_inputs, its.get_batch_logps = ORPOTrainer.concatenated_inputs, ORPOTrainer.get_batch_logps
+    its.concatenated_forward = lambda model, batch: ORPOTrainer.concatenated_forward(its, model, batch)
+    its.odds_ratio_loss = lambda *logps: ORPOTrainer.odds_ratio_loss(its, *logps)
+    return ORPOTrainer.get_batch_loss_metrics(its, its.model, batch)[0]
+
+
+def trl_reward(case: Case) -> torch.Tensor:
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    its = trainer(case.plain())
+    inputs = in_trl_order(laid_out(case.batch()))
+    del inputs["completion_mask"]
+    return RewardTrainer.compute_loss(its, its.model, inputs)
+
+
+TRL = {"DPO": trl_dpo, "KTO": trl_kto, "ORPO": trl_orpo, "Reward": trl_reward}
+
+
+@pytest.mark.parametrize("kind", TRL)
+def test_loss_and_gradient_are_those_of_trl(
+    kind: str, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.trainer.utils import add_fused_lm_head
+
+    case = Case(kind, tmp_path, tiny_llama, "padded" if kind == "Reward" else "flat")
+    loss, gradients = case.loss()
+    case.model.zero_grad()
+    if kind in ("DPO", "KTO"):
+        add_fused_lm_head(case.model.get_base_model(), outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    theirs = TRL[kind](case)
+    theirs.backward()
+    assert loss == pytest.approx(float(theirs), abs=1e-6)
+    for ours, other in zip(gradients, case.gradients(), strict=True):
+        assert torch.allclose(ours, other, atol=1e-6), (ours - other).abs().max()
+    assert max(float(gradient.abs().max()) for gradient in gradients) > 1e-4
+
+
+@pytest.mark.parametrize("kind", TRL)
+def test_the_loss_is_the_same_however_the_batch_is_cut_and_padded(kind: str, tmp_path: Path, tiny_llama: Path) -> None:
+    layouts = ["padded"] if kind == "Reward" else ["flat", "padded"]
+    found = []
+    for layout in layouts:
+        case = Case(kind, tmp_path, tiny_llama, layout)
+        found += [case.loss(micro_batch) for micro_batch in (ROWS, 1, 4)]
+    loss, gradients = found[0]
+    for other, others in found[1:]:
+        assert other == pytest.approx(loss, abs=1e-6)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, others, strict=True))
+
+
+def test_a_judged_answer_is_compared_with_one_that_belongs_to_another_prompt(tmp_path: Path) -> None:
+    rows = Rows(write_dataset(tmp_path, make_judged(4)), "train", tmp_path / "scratch")
+    first, second, third = (rows[index] for index in range(3))
+    assert np.array_equal(first.labels[first.labels != IGNORE][:2], [10, 11]) and first.good
+    assert not second.good
+    for row, other in ((first, rows[3]), (second, rows[3]), (third, second)):
+        assert row.mismatched is not None
+        ids = row.mismatched.input_ids
+        answer = ids[row.mismatched.labels != IGNORE]
+        prompt = row.input_ids[row.labels == IGNORE]
+        assert np.array_equal(ids[: len(prompt)], prompt)
+        assert np.array_equal(answer, other.input_ids[other.labels != IGNORE][: len(answer)])
+        assert len(ids) <= rows.longest_answered
