@@ -379,13 +379,57 @@ CASES = [
         },
     ),
     Case(
-        "dataset.evaluation: gates on loss, perplexity or token_accuracy need held-out rows; set it, e.g. to "
-        "{fraction: 0.05}",
+        "dataset.evaluation: gates need held-out rows, unless they are about a task; set it, e.g. to {fraction: 0.05}",
         at="spec.dataset.evaluation",
         bad={"evaluation.gates": [{"metric": "perplexity", "max": 5}]},
         good={"evaluation.gates": [{"metric": "perplexity", "max": 5}], **HELD_OUT},
     ),
+    Case(
+        "evaluation.gates: SFT has the metrics loss, perplexity and token_accuracy; use one of them",
+        at="spec.evaluation.gates",
+        bad={**HELD_OUT, "evaluation.gates": [{"metric": "reward_accuracy", "min": 0.6}]},
+        good={**HELD_OUT, "evaluation.gates": [{"metric": "token_accuracy", "min": 0.6}]},
+    ),
+    Case(
+        "evaluation.gates: DPO, KTO, ORPO and Reward have the metrics loss, reward_accuracy and reward_margin; use one "
+        "of them",
+        at="spec.evaluation.gates",
+        bad={**HELD_OUT, "objective.type": "DPO", "evaluation.gates": [{"metric": "perplexity", "max": 5}]},
+        good={
+            **HELD_OUT,
+            "objective.type": "DPO",
+            "evaluation.gates": [
+                {"metric": "reward_accuracy", "min": 0.6, "betterThanBase": True},
+                {"metric": "reward_margin", "min": 0},
+                {"metric": "loss", "max": 0.7},
+            ],
+        },
+    ),
+    Case(
+        "evaluation.gates: the base model has no score that a Reward model could be better than; use max or min",
+        at="spec.evaluation.gates",
+        bad={**HELD_OUT, "objective.type": "Reward", "evaluation.gates": [{"metric": "loss", "betterThanBase": True}]},
+        good={**HELD_OUT, "objective.type": "Reward", "evaluation.gates": [{"metric": "reward_accuracy", "min": 0.6}]},
+    ),
+    Case(
+        "evaluation: a Reward model scores answers and writes none; remove samples and tasks",
+        at="spec.evaluation",
+        bad={"objective.type": "Reward", "evaluation.samples": ["What is a pod?"]},
+        good={"objective.type": "DPO", "evaluation.samples": ["What is a pod?"]},
+    ),
     # where and with what it runs
+    Case(
+        "output.exports: a Reward model scores answers and writes none, so nothing could serve the export; remove it",
+        at="spec.output.exports",
+        bad={"objective.type": "Reward", "output.exports": ["Merged"]},
+        good={"objective.type": "ORPO", "output.exports": ["Merged"]},
+    ),
+    Case(
+        "training.batchSize: KTO estimates from each batch how far the model is from the base model; use 2 or more",
+        at="spec.training.batchSize",
+        bad={"objective.type": "KTO", "training.batchSize": 1},
+        good={"objective.type": "KTO", "training.batchSize": 2},
+    ),
     Case(
         "output.exports: virtual tokens cannot be merged into the weights; remove exports or change method.type",
         at="spec.output.exports",

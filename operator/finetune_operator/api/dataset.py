@@ -174,7 +174,8 @@ class Dataset(Spec):
         description="Shape of the rows. Default: Auto, recognised by the columns of the first rows and recorded in "
         "status.dataset.format. Text {text}; Messages {messages: [{role, content}]}; PromptCompletion {prompt, "
         "completion}; Alpaca {instruction, input, output}; ShareGPT {conversations: [{from, value}]}; Preference "
-        "{prompt, chosen, rejected}; UnpairedPreference {prompt, completion, label}.",
+        "{prompt, chosen, rejected}, or {chosen, rejected} that begin with the same prompt; UnpairedPreference {prompt, "
+        "completion, label}. Prompts and answers are text or lists of messages.",
     )
     columns: Columns = Field(
         default_factory=Columns,
@@ -195,6 +196,7 @@ class Dataset(Spec):
     on_too_long: Literal["Truncate", "Drop", "Fail"] = Field(
         default="Truncate",
         description="What a row does that has more tokens than training.maxLength. Truncate (default): its end is cut "
-        "off and it is counted in status.dataset.truncated. Drop: it is left out. Fail: the run fails with file and "
+        "off and it is counted in status.dataset.truncated; with nothing left of an answer it is dropped. Of two answers "
+        "each is cut with its prompt. Drop: it is left out. Fail: the run fails with file and "
         "line.",
     )

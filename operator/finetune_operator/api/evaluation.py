@@ -25,10 +25,11 @@ class Gate(Spec):
     )
 
     metric: str = Field(
-        pattern=r"^(loss|perplexity|token_accuracy|[a-z0-9_]+/[a-z0-9_,]+)$",
+        pattern=r"^(loss|perplexity|token_accuracy|reward_accuracy|reward_margin|[a-z0-9_]+/[a-z0-9_,]+)$",
         max_length=128,
-        description="loss, perplexity or token_accuracy on the held-out rows, or <task>/<metric> of one of "
-        "evaluation.tasks.",
+        description="On the held-out rows: loss; perplexity or token_accuracy of SFT; reward_accuracy (the share of "
+        "pairs whose chosen answer gets the higher reward, of KTO: of answers judged right) or reward_margin (by how "
+        "much) of the other objectives. Or <task>/<metric> of one of evaluation.tasks.",
     )
     max: float | None = Field(default=None, description="The adapter's value must not be above this.")
     min: float | None = Field(default=None, description="The adapter's value must not be below this.")

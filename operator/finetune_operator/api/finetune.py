@@ -1,8 +1,8 @@
 """FineTune: one training of one base model on one dataset, from checked data to a verified adapter."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from finetune_operator.api.common import BaseModelSource, Duration, ObjectMeta, Quantity, Spec
@@ -13,7 +13,7 @@ from finetune_operator.api.method import Method, Objective
 from finetune_operator.api.output import Output
 from finetune_operator.api.pod import PodTemplate
 from finetune_operator.api.rules import Rule
-from finetune_operator.api.training import Checkpoint, Training
+from finetune_operator.api.training import LEARNING_RATES, Checkpoint, Training
 
 
 class Resources(Spec):
@@ -136,6 +136,11 @@ class FineTuneSpec(Spec):
             field="method.type",
         ),
         Rule(
+            "self.objective.type != 'KTO' || self.training.batchSize > 1",
+            "training.batchSize: KTO estimates from each batch how far the model is from the base model; use 2 or more",
+            field="training.batchSize",
+        ),
+        Rule(
             "self.training.batchSize % ((type(self.training.microBatchSize) == int ? "
             "int(self.training.microBatchSize) : 1) * (self.resources.gpus > 0 ? self.resources.gpus : 1) * "
             "self.resources.nodes) == 0",
@@ -157,7 +162,7 @@ class FineTuneSpec(Spec):
         Rule(
             "!has(self.evaluation.gates) || has(self.dataset.evaluation) || "
             "self.evaluation.gates.all(gate, gate.metric.contains('/'))",
-            "dataset.evaluation: gates on loss, perplexity or token_accuracy need held-out rows; set it, e.g. to "
+            "dataset.evaluation: gates need held-out rows, unless they are about a task; set it, e.g. to "
             "{fraction: 0.05}",
             field="dataset.evaluation",
             reason="FieldValueRequired",
@@ -169,9 +174,40 @@ class FineTuneSpec(Spec):
             field="training.gradientCheckpointing",
         ),
         Rule(
+            "self.objective.type != 'SFT' || !has(self.evaluation.gates) || "
+            "!self.evaluation.gates.exists(gate, gate.metric.startsWith('reward_'))",
+            "evaluation.gates: SFT has the metrics loss, perplexity and token_accuracy; use one of them",
+            field="evaluation.gates",
+        ),
+        Rule(
+            "self.objective.type == 'SFT' || !has(self.evaluation.gates) || "
+            "!self.evaluation.gates.exists(gate, gate.metric in ['perplexity', 'token_accuracy'])",
+            "evaluation.gates: DPO, KTO, ORPO and Reward have the metrics loss, reward_accuracy and reward_margin; use "
+            "one of them",
+            field="evaluation.gates",
+        ),
+        Rule(
+            "self.objective.type != 'Reward' || !has(self.evaluation.gates) || "
+            "!self.evaluation.gates.exists(gate, gate.betterThanBase)",
+            "evaluation.gates: the base model has no score that a Reward model could be better than; use max or min",
+            field="evaluation.gates",
+        ),
+        Rule(
+            "self.objective.type != 'Reward' || ((!has(self.evaluation.samples) || self.evaluation.samples.size() == 0) "
+            "&& (!has(self.evaluation.tasks) || self.evaluation.tasks.size() == 0))",
+            "evaluation: a Reward model scores answers and writes none; remove samples and tasks",
+            field="evaluation",
+            reason="FieldValueForbidden",
+        ),
+        Rule(
             "!has(self.output.exports) || self.output.exports.size() == 0 || "
             "!(self.method.type in ['PrefixTuning', 'PromptTuning', 'PTuning'])",
             "output.exports: virtual tokens cannot be merged into the weights; remove exports or change method.type",
+            field="output.exports",
+        ),
+        Rule(
+            "!has(self.output.exports) || self.output.exports.size() == 0 || self.objective.type != 'Reward'",
+            "output.exports: a Reward model scores answers and writes none, so nothing could serve the export; remove it",
             field="output.exports",
         ),
         Rule(
@@ -221,6 +257,20 @@ class FineTuneSpec(Spec):
         description="What happens to checkpoints and adapters in the bucket when this object is deleted. Retain "
         "(default), or Delete, which never removes what another object still names.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rate_of_the_objective(cls, data: Any) -> Any:
+        # A default that a schema cannot state: it depends on another part of the spec.
+        if not isinstance(data, dict):
+            return data
+        objective, training = data.get("objective") or {}, data.get("training") or {}
+        if not isinstance(objective, dict) or not isinstance(training, dict):
+            return data
+        default = LEARNING_RATES.get(objective.get("type", "SFT"))
+        if default is None or {"learningRate", "learning_rate"} & training.keys():
+            return data
+        return {**data, "training": {**training, "learningRate": default}}
 
 
 class FineTune(BaseModel):

@@ -27,15 +27,17 @@ class Objective(Spec):
 
     type: Literal["SFT", "DPO", "KTO", "ORPO", "Reward"] = Field(
         default="SFT",
-        description="SFT (default): imitate the answers. DPO, ORPO: prefer the chosen answers of Preference rows. "
-        "KTO: the same from UnpairedPreference rows. Reward: a model that scores answers, from Preference rows.",
+        description="SFT (default): imitate the answers. DPO: prefer the chosen answers of Preference rows, measured "
+        "against the base model. ORPO: prefer and imitate them, without the base model. KTO: prefer good answers to bad "
+        "ones, from UnpairedPreference rows. Reward: a model that scores answers, from Preference rows; it is not "
+        "served by an AdapterDeployment.",
     )
     beta: float | None = Field(
         default=None,
         gt=0,
         le=10,
-        description="DPO, KTO: how strongly the model is held to the base model. ORPO: weight of the preference term. "
-        "Default: 0.1.",
+        description="DPO, KTO: how strongly the model is held to the base model. ORPO: weight of the preference term "
+        "(lambda in the paper). Default: 0.1 for each of them.",
     )
 
 

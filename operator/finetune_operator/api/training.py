@@ -7,6 +7,9 @@ from pydantic import Field, WithJsonSchema, model_validator
 from finetune_operator.api.common import Precision, Spec
 from finetune_operator.api.rules import Rule
 
+# TRL's examples with LoRA for SFT and DPO (trl/scripts), which KTO and ORPO share; its default for Reward.
+LEARNING_RATES = {"SFT": 2e-4, "DPO": 5e-6, "KTO": 5e-6, "ORPO": 5e-6, "Reward": 1e-4}
+
 
 class EarlyStopping(Spec):
     """Stop when the evaluation loss no longer falls, and keep the best checkpoint."""
@@ -49,10 +52,11 @@ class Training(Spec):
         default=None, ge=1, le=10_000_000, description="Number of optimizer steps, instead of epochs. Default: none."
     )
     learning_rate: float = Field(
-        default=2e-4,
+        default_factory=lambda: LEARNING_RATES["SFT"],  # in the CRD it has no default: it depends on objective.type
         gt=0,
         le=10,
-        description="Peak learning rate. Default: 0.0002. Adapters want more than full fine-tuning: 1e-4 to 2e-4.",
+        description="Peak learning rate. Default: 0.0002 for SFT (adapters want more than full fine-tuning: 1e-4 to "
+        "2e-4), 0.0001 for Reward, 0.000005 for DPO, KTO and ORPO.",
     )
     scheduler: Literal[
         "Linear", "Cosine", "CosineWithRestarts", "Polynomial", "Constant", "ConstantWithWarmup", "InverseSqrt"

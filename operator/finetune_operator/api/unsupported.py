@@ -8,8 +8,6 @@ from finetune_operator.api.rules import Rule
 
 NOT_SUPPORTED_YET: dict[str, dict[str, str]] = {
     "FineTune": {
-        "dataset.format": "self.dataset.format in ['Preference', 'UnpairedPreference']",
-        "objective.type": "self.objective.type != 'SFT'",
         "evaluation.tasks": "has(self.evaluation.tasks) && self.evaluation.tasks.size() > 0",
         "output.exports": "has(self.output.exports) && ('GGUF' in self.output.exports || "
         "(self.output.exports.size() > 0 && self.objective.type == 'Reward'))",

@@ -49,6 +49,16 @@ def test_max_steps_stand_instead_of_epochs() -> None:
     assert (training.max_steps, training.epochs) == (100, None)
 
 
+@pytest.mark.parametrize(
+    ("objective", "rate"), [("SFT", 2e-4), ("DPO", 5e-6), ("KTO", 5e-6), ("ORPO", 5e-6), ("Reward", 1e-4)]
+)
+def test_the_default_learning_rate_is_that_of_the_objective(objective: str, rate: float) -> None:
+    chosen = {"type": objective}
+    assert finetune(objective=chosen).spec.training.learning_rate == rate
+    assert finetune(objective=chosen, training={"maxSteps": 5}).spec.training.learning_rate == rate
+    assert finetune(objective=chosen, training={"learningRate": 0.01}).spec.training.learning_rate == 0.01
+
+
 def test_a_spec_that_is_written_out_is_read_back_the_same() -> None:
     obj = finetune(training={"maxSteps": 100}, resources={"cpu": 2}, method={"type": "LoRA"})
     assert FineTune.model_validate(obj.model_dump(by_alias=True, mode="json")) == obj

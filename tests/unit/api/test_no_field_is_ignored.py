@@ -17,7 +17,7 @@ from finetune_operator.api.unsupported import NOT_SUPPORTED_YET
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ("operator", "trainer_image", "serving_image")
 # Fields that a CEL rule allows only together with a field that is refused.
-REFUSED_WITH = {"objective.beta": "objective.type"}
+REFUSED_WITH: dict[str, str] = {}
 
 
 @cache

@@ -102,7 +102,9 @@ def make_pairs(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
     for _ in range(count):
         sizes = random.integers(2, 12, 3)
         prompt = random.integers(60, VOCABULARY, sizes[0]).tolist()
-        chosen, rejected = ([start + place for place in range(size)] for start, size in ((10, sizes[1]), (40, sizes[2])))
+        chosen, rejected = (
+            [start + place for place in range(size)] for start, size in ((10, sizes[1]), (40, sizes[2]))
+        )
         pairs.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
     return pairs
 
