@@ -67,6 +67,8 @@ def build_dataset(
             collect(evaluation_files, spec, tokenizer, max_length, held, None)
         evaluation = Split(held, np.arange(len(held)))
     overlap = _overlap(train, evaluation)
+    if spec.objective.type == "KTO":
+        _check_labels(spool.good[train.indices])
 
     sft = spec.objective.type == "SFT"
     packing = sft and spec.training.packing in ("Enabled", "Auto")
@@ -134,6 +136,21 @@ def _hold_out(spool: Spool, fraction: float, seed: int) -> tuple[Split, Split]:
             INVALID_DATASET, "dataset.evaluation.fraction needs at least two different rows; name a source instead"
         )
     return Split(spool, np.flatnonzero(~chosen)), Split(spool, np.flatnonzero(chosen))
+
+
+def _check_labels(good: np.ndarray) -> None:
+    """KTO tells good answers from bad ones: it needs both, and works best with about as many of each."""
+    share = float(good.mean())
+    if share in (0.0, 1.0):
+        raise RunFailure(
+            INVALID_DATASET,
+            f"objective.type KTO learns from good and bad answers, but label is {str(bool(share)).lower()} in all "
+            f"{len(good)} rows; add rows with label {str(not share).lower()}",
+        )
+    if not 1 / 3 <= share <= 2 / 3:
+        log.warning(
+            "dataset: %.0f %% of the answers are good; KTO weighs both alike and likes as many of each", 100 * share
+        )
 
 
 def _overlap(train: Split, evaluation: Split) -> int:

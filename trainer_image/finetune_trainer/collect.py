@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
+
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.check import Checked, Problems, read_samples
 from finetune_trainer.failures import INVALID_DATASET, RunFailure
@@ -124,12 +126,21 @@ def _keep(batch: Batch, spec: FineTuneSpec, max_length: int, spool: Spool, figur
                 figures.too_long.add(place, f"has {longest} tokens")
                 continue
             sequences = [Tokens(tokens.input_ids[:max_length], tokens.labels[:max_length]) for tokens in sequences]
-            if spec.dataset.on_too_long == "Drop" or not all(_teaches(tokens) for tokens in sequences):
-                figures.dropped += 1  # cut before its answer begins, a sample teaches nothing
+            if (
+                spec.dataset.on_too_long == "Drop"
+                or not all(_teaches(tokens) for tokens in sequences)
+                or _equal(sequences)
+            ):
+                figures.dropped += 1  # cut before its answer begins, or before its answers part, it teaches nothing
                 continue
             figures.truncated += 1
         good = sample.label if isinstance(sample, Judged) else True
         spool.add(sequences, content_hash([*(one.text for one in rendered), str(good)]), good)
+
+
+def _equal(sequences: list[Tokens]) -> bool:
+    first, *others = (tokens.input_ids for tokens in sequences)
+    return any(np.array_equal(first, other) for other in others)
 
 
 def _teaches(tokens: Tokens) -> bool:

@@ -96,6 +96,10 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.method.type == "AdaLoRA" and s.objective.type == "Reward",
         "method.type: AdaLoRA is not trained with objective Reward; use LoRA",
     ),
+    Rule(
+        lambda s: _initialization(s) == "EVA" and s.objective.type == "Reward",
+        "method.lora.initialization: EVA looks at one text after the other, a Reward row is two; use Default",
+    ),
 )
 
 

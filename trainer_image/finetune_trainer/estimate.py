@@ -19,6 +19,7 @@ from finetune_trainer.trainable import trainable_parameters
 
 GIB = 1 << 30
 LARGEST = 256  # micro batches are not searched beyond this
+PAIRS = frozenset({"DPO", "ORPO", "Reward"})
 _LOSS_CHUNK = 1024  # positions whose float32 logits exist at once (loss.CHUNK)
 _SUFFIXES = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15} | {
     f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTP", start=1)
@@ -60,8 +61,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Workload:
-    """What of a run memory depends on, besides the model. `row_tokens`: of the longest row; `learned`: share of its
-    tokens.
+    """What of a run memory depends on, besides the model. `row_tokens`: of the longest row, both texts of a pair
+    together; `learned`: share of its tokens.
     """
 
     spec: FineTuneSpec
@@ -83,8 +84,13 @@ def estimate_run(
         )
     if spec.resources.gpus == 0:
         return EstimateStatus(message="no estimate for training on a CPU")
-    work = Workload(spec, row_tokens or spec.training.max_length, learned, parameters)
+    work = Workload(spec, row_tokens or longest_row(spec), learned, parameters)
     return verdict(shape, work)
+
+
+def longest_row(spec: FineTuneSpec) -> int:
+    """Tokens of the longest row: a pair is two texts, each with the prompt, that are computed together."""
+    return spec.training.max_length * (2 if spec.objective.type in PAIRS else 1)
 
 
 def verdict(shape: Architecture, work: Workload) -> EstimateStatus:
@@ -127,7 +133,7 @@ def what_would_fit(shape: Architecture, work: Workload, memory: float) -> str:
     while length > 256:
         length //= 2
         if estimate(shape, replace(work, row_tokens=length), 1, twice).expected <= memory:
-            options.append(f"training.maxLength: {length}")
+            options.append(f"training.maxLength: {length * spec.training.max_length // longest_row(spec)}")
             break
     if spec.method.quantization.type not in ("NF4", "FP4"):
         data = spec.model_dump(by_alias=True)
@@ -153,12 +159,12 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
     spec = work.spec
     trained = trainable_parameters(shape, spec)
     tokens = micro_batch * work.row_tokens
-    parts = (
+    parts: tuple[Part, ...] = (
         _weights(shape, work),
         _exact("adapter and gradients", 8 * trained, "float32 weights and gradients (PEFT's default)"),
         _optimizer(spec.training.optimizer, trained),
         _activations(shape, spec, tokens, checkpointing),
-        _logits(shape, tokens, work.learned),
+        _logits(shape, spec, tokens, work.learned),
         _working(shape, spec),
         Part(
             "CUDA context",
@@ -168,6 +174,9 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
             "context, cuBLAS workspaces and kernels, as nvidia-smi shows them",
         ),
     )
+    if spec.objective.type in ("DPO", "KTO"):
+        # Rafailov et al. 2023 hold a second model; with an adapter the frozen weights are that model (TRL does the same)
+        parts = (*parts, _exact("reference model", 0, "the base with its adapter off, before the first step"))
     grown = sum(part.expected for part in parts[3:5])
     waste = Part(
         "allocator",
@@ -247,10 +256,14 @@ def _activations(shape: Architecture, spec: FineTuneSpec, tokens: int, checkpoin
     return Part("activations", 0.8 * size, size, 1.15 * size, source)
 
 
-def _logits(shape: Architecture, tokens: int, learned: float) -> Part:
+def _logits(shape: Architecture, spec: FineTuneSpec, tokens: int, learned: float) -> Part:
     """Logits exist for learned positions only; their gradient takes their place, float32 exists for one chunk at a
-    time.
+    time. Both answers of a pair have theirs at once, and ORPO learns the chosen one's prompt too.
     """
+    if spec.objective.type == "Reward":
+        return _exact("logits", 0, "one score per text")
+    if spec.objective.type == "ORPO":
+        learned = (1 + learned) / 2
     chunk = min(tokens, _LOSS_CHUNK) * shape.vocabulary * 4 * 2
 
     def size(share: float) -> float:

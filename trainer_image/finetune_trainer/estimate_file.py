@@ -10,7 +10,7 @@ from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer import hub
 from finetune_trainer.architecture import Architecture, architecture, read_config
 from finetune_trainer.combinations import refusals
-from finetune_trainer.estimate import GIB, Estimate, Workload, estimate, gib, verdict
+from finetune_trainer.estimate import GIB, Estimate, Workload, estimate, gib, longest_row, verdict
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.finetunefile import BadFile, read_finetune
 from finetune_trainer.suitability import refuse_unsuitable
@@ -50,7 +50,7 @@ def _print(spec: FineTuneSpec, model: Path) -> int:
     if refused := list(refusals(spec)):
         raise BadFile("\n".join(refused))
     refuse_unsuitable(shape, spec, config)
-    work = Workload(spec, spec.training.max_length)
+    work = Workload(spec, longest_row(spec))
     found = verdict(shape, work)
     asked = spec.training.micro_batch_size
     size = int(asked) if asked != "auto" and found.verdict != "DoesNotFit" else found.largest_micro_batch or 1

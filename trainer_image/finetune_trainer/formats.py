@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from os.path import commonprefix
 from typing import Any
 
 Message = dict[str, Any]
@@ -98,10 +99,22 @@ def _alpaca(row: Row) -> Conversation:
 
 
 def _preference(row: Row) -> Preference:
-    chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
-    if chosen == rejected:
+    whole = row.get("prompt") is None and isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str)
+    if whole and row["chosen"] != row["rejected"]:
+        row = {**row, **_implicit_prompt(row["chosen"], row["rejected"])}
+    if row.get("chosen") and row.get("chosen") == row.get("rejected"):
         raise Invalid("chosen and rejected are the same: there is nothing to prefer")
-    return Preference(chosen, rejected)
+    return Preference(_answer(row, "chosen"), _answer(row, "rejected"))
+
+
+def _implicit_prompt(chosen: str, rejected: str) -> dict[str, str]:
+    """The beginning that two whole texts share (hh-rlhf), as TRL's extract_prompt finds it."""
+    end = len(commonprefix((chosen, rejected)))
+    if chosen[end - 1 : end] == " ":
+        end -= 1  # the space belongs to the answer's first token
+    if not chosen[:end].strip():
+        raise Invalid("has no 'prompt', and chosen and rejected begin with different texts: add a prompt")
+    return {"prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}
 
 
 def _unpaired_preference(row: Row) -> Judged:

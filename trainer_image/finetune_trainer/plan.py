@@ -11,7 +11,7 @@ from finetune_trainer.architecture import Architecture, architecture, read_confi
 from finetune_trainer.combinations import can_checkpoint
 from finetune_trainer.data import Rows
 from finetune_trainer.distributed import World
-from finetune_trainer.estimate import Workload, estimate, what_would_fit
+from finetune_trainer.estimate import Workload, estimate, longest_row, what_would_fit
 from finetune_trainer.failures import DOES_NOT_FIT, UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.runspec import RunSpec
 from finetune_trainer.schedule import total_steps
@@ -76,16 +76,15 @@ def choose_micro_batch(run: RunSpec, shape: Architecture | None, share: int, mem
     (bytes; None on a CPU) has room for, up to the size beyond which nothing becomes faster. Raises: RunFailure when
     even the weights have no room.
     """
-    training = run.spec.training
-    asked = training.micro_batch_size
-    comfortable = max(1, (CPU_TOKENS if memory is None else GPU_TOKENS) // training.max_length)
+    asked, row_tokens = run.spec.training.micro_batch_size, longest_row(run.spec)
+    comfortable = max(1, (CPU_TOKENS if memory is None else GPU_TOKENS) // row_tokens)
     if run.micro_batch:
         return run.micro_batch, memory is not None
     if memory is None:
         return (comfortable if asked == "auto" else int(asked)), False
     if shape is None:
         return (1 if asked == "auto" else int(asked)), True
-    work = Workload(run.spec, training.max_length)
+    work = Workload(run.spec, row_tokens)
     if estimate(shape, Workload(run.spec, row_tokens=1), 1, checkpointing=True).low > memory:
         raise RunFailure(DOES_NOT_FIT, what_would_fit(shape, work, memory))
 
@@ -99,6 +98,6 @@ def choose_micro_batch(run: RunSpec, shape: Architecture | None, share: int, mem
     if not can_checkpoint(run.spec):
         return max(1, plain), False
     twice = max((rows for rows in sizes if fits(rows, checkpointing=True)), default=1)
-    if plain == max(sizes) or plain * training.max_length >= FEW_TOKENS:
+    if plain == max(sizes) or plain * row_tokens >= FEW_TOKENS:
         return plain, False
     return twice, True

@@ -8,7 +8,7 @@ Equal inputs give equal bytes: the digest of these files is the dataset's identi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,9 @@ def write_answers(
         parts: dict[str, list[np.ndarray]] = {name: [] for name in ("prompt_ids", *names)}
         for index in shard.samples.tolist():
             sequences = reader.sequences(index)
-            begins = [int(np.argmax(tokens.labels != IGNORE)) for tokens in sequences]
-            parts["prompt_ids"].append(sequences[0].input_ids[: begins[0]])
-            for name, tokens, begin in zip(names, sequences, begins, strict=True):
+            begin = answers_begin(sequences)
+            parts["prompt_ids"].append(sequences[0].input_ids[:begin])
+            for name, tokens in zip(names, sequences, strict=True):
                 parts[name].append(tokens.input_ids[begin:])
         columns = {
             name: _lists(np.concatenate(values), np.array([len(value) for value in values]))
@@ -59,6 +59,16 @@ def write_answers(
         if good is not None:
             columns["label"] = pa.array(good[shard.samples])
         _write_table(directory, split, number, columns)
+
+
+def answers_begin(sequences: Sequence[Tokens]) -> int:
+    """Where the answers of a sample begin: at the first learned token, or where the sequences part before it, because
+    a prompt's last characters and an answer's first ones became one token (as in TRL)."""
+    shortest = min(len(tokens.input_ids) for tokens in sequences)
+    learned = min(int(np.argmax(tokens.labels != IGNORE)) for tokens in sequences)
+    first = sequences[0].input_ids[:shortest]
+    parted = [first != tokens.input_ids[:shortest] for tokens in sequences[1:]]
+    return min([learned, *(int(np.argmax(apart)) for apart in parted if apart.any())])
 
 
 def _write_table(directory: Path, split: str, number: int, columns: dict[str, pa.Array]) -> None:

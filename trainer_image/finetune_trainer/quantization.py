@@ -8,6 +8,7 @@ import torch
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.combinations import quantization_type
+from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.precision import DTYPES, Precision
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def load_base_model(folder: Path, spec: FineTuneSpec, precision: Precision, devi
 
     kind, arguments = "AutoModelForCausalLM", dict[str, Any]()
     if spec.objective.type == "Reward":
+        refuse_without_score(folder, spec)
         kind, arguments = "AutoModelForSequenceClassification", {"num_labels": 1}
+        torch.manual_seed(spec.training.seed)  # its head is new, and the same in every process and attempt
     config = quantization_config(spec, precision)
     if config is not None:
         arguments["quantization_config"] = config
@@ -66,6 +69,21 @@ def load_base_model(folder: Path, spec: FineTuneSpec, precision: Precision, devi
     if config is not None and config.load_in_4bit and device.type == "cpu":
         keep_packing_out(model)
     return model
+
+
+def refuse_without_score(folder: Path, spec: FineTuneSpec) -> None:
+    """RunFailure when transformers cannot give this kind of model a score."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+
+    remote_code = spec.base_model.trust_remote_code
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=remote_code, local_files_only=True)
+    if config.model_type not in KNOWN and not remote_code:
+        raise RunFailure(
+            UNSUPPORTED_COMBINATION,
+            f"objective.type: transformers has no sequence classification for a {config.model_type} model, so it cannot "
+            "be a Reward model; use another base model, or DPO",
+        )
 
 
 def keep_packing_out(model: torch.nn.Module) -> None:

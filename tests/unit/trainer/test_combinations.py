@@ -25,6 +25,10 @@ BAD: list[tuple[str, dict[str, Any]]] = [
         {"method": {"type": "PrefixTuning"}, "training": {"gradientCheckpointing": "Enabled"}},
     ),
     ("objective.type", {"method": {"type": "PTuning"}, "objective": {"type": "DPO"}}),
+    (
+        "method.lora.initialization",
+        {"method": {"type": "LoRA", "lora": {"initialization": "EVA"}}, "objective": {"type": "Reward"}},
+    ),
 ]
 
 

@@ -151,6 +151,34 @@ def test_checkpointing_is_chosen_only_when_it_is_needed() -> None:
     assert tight.gradient_checkpointing is True
 
 
+def test_a_pair_is_two_texts_and_the_reference_costs_nothing() -> None:
+    from finetune_trainer.estimate import longest_row
+
+    def sizes(objective: str) -> dict[str, float]:
+        asked = spec("LoRA", 16, ATTENTION, objective={"type": objective})
+        work = Workload(asked, longest_row(asked))
+        found = estimate(shape("Llama-3.1-8B"), work, 1, checkpointing=False)
+        return {part.name: part.expected for part in found.parts} | {"trained": found.trainable}
+
+    sft, dpo, kto, reward = (sizes(name) for name in ("SFT", "DPO", "KTO", "Reward"))
+    assert dpo["activations"] == 2 * sft["activations"] and kto["activations"] == sft["activations"]
+    assert dpo["weights"] == sft["weights"] and dpo["reference model"] == kto["reference model"] == 0
+    assert reward["logits"] == 0 and reward["trained"] == 13_631_488 + 4096
+
+
+def test_a_length_that_would_fit_is_that_of_one_text_of_a_pair() -> None:
+    from finetune_trainer.estimate import longest_row
+
+    texts = {}
+    for objective in ("SFT", "DPO"):
+        asked = spec(
+            "QLoRA", 16, objective={"type": objective}, resources={"gpuMemory": "16Gi"}, training={"maxLength": 32768}
+        )
+        texts[objective] = verdict(shape("Llama-3.1-8B"), Workload(asked, longest_row(asked))).message
+    lengths = {name: int(text.partition("training.maxLength: ")[2].partition(",")[0]) for name, text in texts.items()}
+    assert lengths["DPO"] * 2 == lengths["SFT"], texts
+
+
 def test_every_part_has_a_source_and_the_band_is_in_order() -> None:
     found = estimate(shape("Llama-3.1-8B"), Workload(spec(), 1024), 2, checkpointing=False)
     assert all(part.source and part.low <= part.expected <= part.high for part in found.parts)

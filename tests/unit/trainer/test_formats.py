@@ -169,6 +169,18 @@ PREFERENCES: list[tuple[dict[str, Any], Sample]] = [
             Conversation(turns((U, "a"), (A, "b")), learn_from=1), Conversation(turns((U, "a"), (A, "c")), learn_from=1)
         ),
     ),
+    # hh-rlhf: whole texts that begin alike
+    (
+        {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: a\n\nAssistant: c"},
+        Preference(Pair("Human: a\n\nAssistant:", " b"), Pair("Human: a\n\nAssistant:", " c")),
+    ),
+    # ultrafeedback: a prompt, and conversations that repeat it
+    (
+        {"prompt": "a", "chosen": turns((U, "a"), (A, "b")), "rejected": turns((U, "a"), (A, "c"))},
+        Preference(
+            Conversation(turns((U, "a"), (A, "b")), learn_from=1), Conversation(turns((U, "a"), (A, "c")), learn_from=1)
+        ),
+    ),
     (
         {"prompt": "a", "chosen": turns((A, "b")), "rejected": turns((A, "c"))},
         Preference(
@@ -187,6 +199,12 @@ def test_equal_answers_are_no_preference(tmp_path: Path) -> None:
     row = {"prompt": "a", "chosen": "b", "rejected": "b"}
     assert check(tmp_path, [row], objective="ORPO")[2].first == [
         "rows.jsonl:1: chosen and rejected are the same: there is nothing to prefer"
+    ]
+
+
+def test_whole_texts_that_begin_differently_have_no_prompt(tmp_path: Path) -> None:
+    assert check(tmp_path, [{"chosen": "b", "rejected": "c"}], objective="DPO")[2].first == [
+        "rows.jsonl:1: has no 'prompt', and chosen and rejected begin with different texts: add a prompt"
     ]
 
 

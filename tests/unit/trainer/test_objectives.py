@@ -1,5 +1,6 @@
 """Every objective has TRL's loss and gradient on the same batch, however the batch is cut and laid out."""
 
+import math
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -10,17 +11,25 @@ import numpy as np
 import pytest
 import torch
 
+from finetune_operator.api.finetunestatus import EvaluationStatus
+from finetune_trainer.adapter import write_adapter
 from finetune_trainer.attention import NAME, register
-from finetune_trainer.data import IGNORE, Row, Rows, padded
+from finetune_trainer.checkpoint import Snapshot, read, write
+from finetune_trainer.data import IGNORE, Row, Rows, answered, batch_rows, padded
 from finetune_trainer.distributed import World
+from finetune_trainer.evaluate import compare, evaluate
+from finetune_trainer.fit import Fit
 from finetune_trainer.initialization import initialize
 from finetune_trainer.methods import trainable
-from finetune_trainer.objectives import Objective, batch_totals, make_objective
+from finetune_trainer.objectives import Objective, Referring, batch_totals, make_objective
+from finetune_trainer.plan import Plan
 from finetune_trainer.precision import choose_precision
 from finetune_trainer.quantization import load_base_model
-from finetune_trainer.reference import set_references
+from finetune_trainer.reference import rows_used, set_references
+from finetune_trainer.reward import last_tokens
 from finetune_trainer.schedule import micro_batches
 
+from .test_fit import run_spec
 from .tiny import finetune_spec, make_judged, make_pairs, write_dataset
 
 CPU = torch.device("cpu")
@@ -30,24 +39,47 @@ METHOD = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0}}
 
 
 class Case:
-    """A batch for an objective, and a tiny model whose adapter has already moved away from the base model."""
+    """Rows for an objective, and a tiny model that starts, or goes on, to learn them."""
 
-    def __init__(self, kind: str, folder: Path, model: Path, layout: str = "flat", **parts: Any) -> None:
-        spec = finetune_spec(**{"method": METHOD, "objective": {"type": kind}} | parts)
+    def __init__(
+        self, kind: str, folder: Path, model: Path, layout: str = "flat", snapshot: Snapshot | None = None, **parts: Any
+    ) -> None:
+        self.spec = finetune_spec(**{"method": METHOD, "objective": {"type": kind}} | parts)
         rows = make_judged(ROWS) if kind == "KTO" else make_pairs(ROWS)
         self.rows = Rows(write_dataset(folder / "data", rows), "train", folder / "scratch")
-        base = load_base_model(model, spec, FP32, CPU)
+        layout = "padded" if kind == "Reward" else layout
+        base = load_base_model(model, self.spec, FP32, CPU)
         if layout == "flat":
             register()
             base.set_attn_implementation(NAME)
-        self.model, self.initial = initialize(base, spec, 8, model, iter([]), None)
-        self.objective: Objective = make_objective(spec, layout, CPU, FP32)
+        self.model, self.initial = initialize(base, self.spec, 8, model, iter([]), snapshot)
+        self.objective: Objective = make_objective(self.spec, layout, CPU, FP32)
         splits = {"train": (self.rows, list(range(ROWS)))}
-        set_references(self.model, self.initial, self.objective, splits, 2, World(), CPU, None)
+        self.reference = set_references(self.model, self.initial, self.objective, splits, 2, World(), CPU, snapshot)
+        self.model.train()
+
+    def moved(self) -> "Case":
+        """Its adapter moved away from the base model, as by some training."""
         torch.manual_seed(1)
         for parameter in trainable(self.model).values():
             parameter.data += 0.05 * torch.randn_like(parameter)
-        self.model.train()
+        return self
+
+    def fit(self, snapshot: Snapshot | None = None) -> Fit:
+        plan = Plan(steps=8, batch_size=4, micro_batch=2, rows=ROWS)
+        fit = Fit(
+            self.spec, self.model, self.objective, self.rows, plan, World(), CPU,
+            initial=self.initial, reference=self.reference,
+        )  # fmt: skip
+        if snapshot:
+            fit.resume(snapshot)
+        return fit
+
+    def evaluation(self) -> EvaluationStatus:
+        def measure() -> dict[str, float]:
+            return evaluate(self.model, self.objective, self.rows, 4, World(), CPU)
+
+        return compare(self.model, self.initial, measure, self.spec.evaluation.gates, self.objective.base)
 
     def batch(self) -> list[Row]:
         return [self.rows[index] for index in range(ROWS)]
@@ -69,11 +101,10 @@ class Case:
         return self.model
 
 
-def laid_out(rows: list[Row], which: int = 0) -> dict[str, torch.Tensor]:
-    """The rows' samples (every other one from `which` on) as TRL pads them: ids, attention, and which is answer."""
-    samples = [row for row in rows]
-    batch = padded(samples)
-    ids, mask = batch.input_ids[which:], batch.attention_mask
+def laid_out(rows: list[Row]) -> dict[str, torch.Tensor]:
+    """The rows' samples as TRL pads them: ids, attention, and which is answer."""
+    batch = padded(rows)
+    ids, mask = batch.input_ids, batch.attention_mask
     assert mask is not None
     answers = torch.zeros_like(ids)
     answers[:, 1:] = batch.targets[:, :-1] != IGNORE
@@ -159,7 +190,7 @@ def test_loss_and_gradient_are_those_of_trl(
     monkeypatch.setitem(os.environ, "TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.trainer.utils import add_fused_lm_head
 
-    case = Case(kind, tmp_path, tiny_llama, "padded" if kind == "Reward" else "flat")
+    case = Case(kind, tmp_path, tiny_llama).moved()
     loss, gradients = case.loss()
     case.model.zero_grad()
     if kind in ("DPO", "KTO"):
@@ -177,12 +208,102 @@ def test_the_loss_is_the_same_however_the_batch_is_cut_and_padded(kind: str, tmp
     layouts = ["padded"] if kind == "Reward" else ["flat", "padded"]
     found = []
     for layout in layouts:
-        case = Case(kind, tmp_path, tiny_llama, layout)
+        case = Case(kind, tmp_path, tiny_llama, layout).moved()
         found += [case.loss(micro_batch) for micro_batch in (ROWS, 1, 4)]
     loss, gradients = found[0]
     for other, others in found[1:]:
         assert other == pytest.approx(loss, abs=1e-6)
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, others, strict=True))
+
+
+LEARNING = {"training": {"learningRate": 0.02, "batchSize": 4, "precision": "FP32", "maxLength": 64, "maxSteps": 8}}
+DROPOUT = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
+PISSA = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "initialization": "PiSSA"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("DPO", DROPOUT), ("DPO", PISSA), ("KTO", DROPOUT), ("ORPO", DROPOUT), ("Reward", DROPOUT), ("Reward", PISSA)],
+)
+def test_every_objective_learns_and_resumes_bitwise(
+    kind: str, method: dict[str, Any], tmp_path: Path, tiny_llama: Path
+) -> None:
+    case = Case(kind, tmp_path / "whole", tiny_llama, method=method, **LEARNING)
+    whole = case.fit()
+    for step in range(8):
+        if step == 3:
+            write(whole.snapshot().on_cpu(), tmp_path / "step-3")
+        whole.step()
+    judged = case.evaluation()
+    assert judged.adapter["reward_accuracy"] == 1 and judged.adapter["reward_margin"] > 0.05
+    assert judged.base.get("loss", math.inf) > judged.adapter["loss"]
+
+    snapshot = read(tmp_path / "step-3")
+    again = Case(kind, tmp_path / "again", tiny_llama, snapshot=snapshot, method=method, **LEARNING)
+    resumed = again.fit(snapshot)
+    for _ in range(5):
+        resumed.step()
+    assert [line["loss"] for line in resumed.state.metrics] == [line["loss"] for line in whole.state.metrics]
+    for name, parameter in whole.parameters.items():
+        assert torch.equal(parameter, resumed.parameters[name]), name
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO"])
+@pytest.mark.parametrize("method", [METHOD, PISSA])
+def test_the_base_model_is_the_reference_whatever_the_adapter_starts_from(
+    kind: str, method: dict[str, Any], tmp_path: Path, tiny_llama: Path
+) -> None:
+    case = Case(kind, tmp_path, tiny_llama, method=method)
+    case.model.eval()
+    base = load_base_model(tiny_llama, case.spec, FP32, CPU)
+    plain = make_objective(case.spec, "padded", CPU, FP32)
+    assert isinstance(plain, Referring)
+    with torch.no_grad():
+        expected = plain.logprobs(base, case.batch(), CPU)
+    assert torch.allclose(case.reference["train"], expected, atol=1e-4)
+    measured = evaluate(case.model, case.objective, case.rows, 4, World(), CPU)
+    assert measured["loss"] == pytest.approx(case.objective.base["loss"], abs=1e-4)
+
+
+def test_references_are_computed_for_the_rows_that_a_short_run_sees(tmp_path: Path, tiny_llama: Path) -> None:
+    case = Case("DPO", tmp_path, tiny_llama)
+    used = rows_used(Plan(steps=1, batch_size=4, micro_batch=4, rows=ROWS), seed=42)
+    assert used == sorted(batch_rows(0, 4, ROWS, 42)) and len(used) == 4
+    assert rows_used(Plan(steps=2, batch_size=4, micro_batch=4, rows=ROWS), seed=42) == list(range(ROWS))
+    splits = {"train": (case.rows, used)}
+    found = set_references(case.model, case.initial, case.objective, splits, 2, World(), CPU, None)["train"]
+    assert sorted(torch.isfinite(found).all(1).nonzero()[:, 0].tolist()) == used
+
+
+@pytest.mark.parametrize("method", [METHOD, {"type": "QLoRA", "lora": {"rank": 4, "alpha": 8}}, PISSA])
+def test_a_reward_model_reloads_with_its_head(method: dict[str, Any], tmp_path: Path, tiny_llama: Path) -> None:
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    case = Case("Reward", tmp_path, tiny_llama, method=method, **LEARNING)
+    for _ in range(2):
+        case.fit().step()
+    write_adapter(case.model, run_spec(case.spec), tmp_path / "adapter", case.initial)
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert [name for name in names if "lora_" not in name] == ["base_model.model.score.weight"]
+
+    case.model.eval()
+    torch.manual_seed(7)  # the head of a fresh model is another one
+    plain = case.spec.model_copy(update={"training": case.spec.training.model_copy(update={"seed": 7})})
+    reloaded = PeftModel.from_pretrained(
+        load_base_model(tiny_llama, plain, FP32, CPU), str(tmp_path / "adapter")
+    ).eval()
+    batch = padded(case.batch())
+    with torch.no_grad():
+        scores = case.objective.scores(case.model, batch)
+        theirs = reloaded(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
+    assert torch.allclose(scores, theirs, atol=1e-5), (scores - theirs).abs().max()
+
+
+def test_a_score_is_read_at_the_last_token_that_is_no_padding() -> None:
+    rows = [answered(np.array([5, 6], np.int32), np.array([7, 0], np.int32), np.array([8, 9, 9], np.int32))]
+    assert last_tokens(padded(rows), padding=0).tolist() == [2, 4]
+    assert last_tokens(padded(rows), padding=None).tolist() == [3, 4]
 
 
 def test_a_judged_answer_is_compared_with_one_that_belongs_to_another_prompt(tmp_path: Path) -> None:

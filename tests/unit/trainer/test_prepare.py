@@ -276,6 +276,27 @@ def test_judged_answers_become_a_prompt_an_answer_and_a_label(bucket: Store, end
     ]
 
 
+def test_kto_needs_good_and_bad_answers(bucket: Store, endpoint: str) -> None:
+    rows = [{"prompt": f"alpha {n}", "completion": " beta", "label": True} for n in range(3)]
+    with pytest.raises(RunFailure, match="label is true in all 3 rows; add rows with label false"):
+        run_prepare(bucket, endpoint, dataset=put_rows(bucket, rows), objective={"type": "KTO"})
+
+
+def test_a_pair_that_is_cut_before_its_answers_part_is_dropped(bucket: Store, endpoint: str) -> None:
+    same = " beta" * 30
+    rows = [{"prompt": "alpha", "chosen": same + end, "rejected": same + " delta"} for end in (" one", " two")]
+    rows.append({"prompt": "alpha", "chosen": " one", "rejected": " two"})
+    prepared = run_prepare(
+        bucket, endpoint, dataset=put_rows(bucket, rows), objective={"type": "DPO"}, training={"maxLength": 24}
+    )
+    assert (prepared.dataset.samples, prepared.dataset.dropped) == (1, 2)
+
+
+def test_rows_of_another_objective_are_refused_with_what_they_are(bucket: Store, endpoint: str) -> None:
+    with pytest.raises(RunFailure, match=r"they look like rows for objective.type: SFT. objective.type: DPO needs"):
+        run_prepare(bucket, endpoint, dataset=put_rows(bucket, [chat(0), chat(1)]), objective={"type": "DPO"})
+
+
 def put_finished_run(bucket: Store, prepared: PrepareResult, folder: Path) -> str:
     """What a finished train Job of this run leaves; returns the adapter's digest."""
     folder.mkdir()
