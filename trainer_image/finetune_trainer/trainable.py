@@ -13,7 +13,11 @@ PROMPT_ENCODER_SIZE = 128  # width of the perceptrons of PTuning and of PrefixTu
 
 
 def trainable_parameters(shape: Architecture, spec: FineTuneSpec) -> int:
-    """The parameters that an optimizer gets."""
+    """The parameters that an optimizer gets: the method's, and the head of a reward model."""
+    return _adapter(shape, spec) + (shape.hidden if spec.objective.type == "Reward" else 0)
+
+
+def _adapter(shape: Architecture, spec: FineTuneSpec) -> int:
     method = spec.method
     if method.type in LORA_METHODS:
         return _lora(shape, method.lora)
