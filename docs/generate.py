@@ -5,6 +5,7 @@
 docs/api.md                                    from crds/*.yaml
 docs/operations.md (reasons)                   from finetune_operator.reasons
 docs/finetune.md, docs/serving.md (refused)    from finetune_operator.api.unsupported
+docs/methods.md (layers)                       from finetune_trainer.architecture, by docs/targets.py
 docs/memory.md (tables)                        from finetune_trainer.estimate, by docs/memory.py
 docs/cli.md (help)                             from finetune_trainer.cli
 charts/finetune-operator/README.md (values)    from the `# --` comments of values.yaml
@@ -242,6 +243,12 @@ def _help(command: argparse.ArgumentParser) -> str:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
 
 
+def methods_page(text: str) -> str:
+    from targets import targets_table
+
+    return with_section(text, "targets", targets_table())
+
+
 def memory_page(text: str) -> str:
     import memory
 
@@ -293,6 +300,7 @@ def generated() -> dict[Path, str]:
             (docs / "serving.md").read_text(), "unsupported", unsupported_list("AdapterDeployment")
         ),
         docs / "api.md": api_page(crds),
+        docs / "methods.md": methods_page((docs / "methods.md").read_text()),
         docs / "memory.md": memory_page((docs / "memory.md").read_text()),
         docs / "cli.md": with_section((docs / "cli.md").read_text(), "help", command_help()),
     }

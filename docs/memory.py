@@ -8,7 +8,8 @@ from typing import Any
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.architecture import Architecture, architecture, read_config
-from finetune_trainer.estimate import Part, Workload, estimate, trainable_parameters, verdict
+from finetune_trainer.estimate import Part, Workload, estimate, verdict
+from finetune_trainer.trainable import trainable_parameters
 
 SHAPES = Path(__file__).resolve().parent / "shapes"
 GB = 1e9  # published figures are decimal

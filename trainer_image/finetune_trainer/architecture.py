@@ -112,14 +112,14 @@ def architecture(config: Config) -> Architecture | None:
     kind = str(config.get("model_type", ""))
     if config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts"):
         return None  # experts are not linear layers but stacked tensors: other rules hold
-    build = _OTHERS.get(kind)
+    build = OTHERS.get(kind)
     if build:
         return build(config)
     needed = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-    return _llama(config) if kind in _LLAMA_LIKE and all(name in config for name in needed) else None
+    return _llama(config) if kind in LLAMA_LIKE and all(name in config for name in needed) else None
 
 
-_LLAMA_LIKE = frozenset(
+LLAMA_LIKE = frozenset(
     {
         "llama",
         "mistral",
@@ -285,4 +285,4 @@ def _classic(
     )
 
 
-_OTHERS = {"gpt2": _gpt2, "gpt_neox": _gpt_neox, "bloom": _bloom, "falcon": _falcon, "opt": _opt}
+OTHERS = {"gpt2": _gpt2, "gpt_neox": _gpt_neox, "bloom": _bloom, "falcon": _falcon, "opt": _opt}

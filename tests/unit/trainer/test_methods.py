@@ -56,7 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "whole head on nf4": lora("QLoRA", modulesToSave=["lm_head"]),
     "whole head and embedding": lora(modulesToSave=["lm_head", "embed_tokens"]),
     "whole layers": lora(modulesToSave=["down_proj"]),
-    "bias of the targets": lora(bias="LoraOnly", targetModules=["q_proj"]),
+    "bias of the targets on int8": lora("LoRA", "INT8", bias="LoraOnly", targetModules=["q_proj"]),
     "all biases on nf4": lora("QLoRA", bias="All"),
     "adalora": {"type": "AdaLoRA", "adaLora": {"initialRank": 6, "targetRank": 3}},
     "adalora on nf4": on("NF4", "AdaLoRA"),
@@ -72,14 +72,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "p-tuning": {"type": "PTuning", "virtualTokens": {"count": 4}},
 }
 NOT_MOUNTED = {
-    "dora", "dora on nf4", "whole head on nf4", "whole head and embedding", "whole layers", "bias of the targets",
+    "dora", "dora on nf4", "whole head on nf4", "whole head and embedding", "whole layers", "bias of the targets on int8",
     "all biases on nf4", "ia3", "ia3 of every layer", "ia3 of outputs", "ia3 on nf4", "ia3 on int8",
 }  # fmt: skip
 NOT_SERVED = {"prefix", "prefix with projection", "prompt", "prompt from text on nf4", "p-tuning"}
 # The tiny model's head is its embedding, and its projections have biases, where that matters.
 MODELS: dict[str, dict[str, Any]] = {
     "whole head and embedding": {"tie_word_embeddings": True},
-    "bias of the targets": {"attention_bias": True},
+    "bias of the targets on int8": {"attention_bias": True},
     "all biases on nf4": {"attention_bias": True, "mlp_bias": True},
 }
 
