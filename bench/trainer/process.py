@@ -28,6 +28,7 @@ class Trace:
 
     ready: float | None = None
     steps: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)  # CPU seconds that were used when the steps were done
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -41,9 +42,27 @@ class Trace:
         """From the end of the first step, which warms caches, to the end of the last."""
         return self.steps[-1] - self.steps[0]
 
+    @property
+    def loop_cpu_seconds(self) -> float:
+        """CPU time of the same stretch, on all cores: what it costs, however busy the machine is with other things."""
+        return self.cpu[-1] - self.cpu[0]
+
 
 class Failed(Exception):
     """The contestant ended badly; the message is the end of what it said."""
+
+
+def cpu_seconds(session: int) -> float:
+    """CPU time of all processes of a session so far."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[3]) == session:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def watch(command: Sequence[str], signs: Signs, environment: dict[str, str], log: Path, timeout: float) -> Trace:
@@ -74,6 +93,7 @@ def watch(command: Sequence[str], signs: Signs, environment: dict[str, str], log
                     trace.ready = seconds
                 if signs.step.search(line):
                     trace.steps.append(seconds)
+                    trace.cpu.append(cpu_seconds(process.pid))
                 if found := LOSS.search(line):
                     trace.losses.append(float(found[1]))
         _, status, used = os.wait4(process.pid, 0)

@@ -30,15 +30,19 @@ class Results:
         """Useful tokens per second, first step left out."""
         return (self.tokens[-1] - self.tokens[0]) / self.figure(name, lambda trace: trace.loop_seconds)
 
+    def cost(self, name: str) -> float:
+        """CPU seconds per token of the same steps."""
+        return self.figure(name, lambda trace: trace.loop_cpu_seconds) / (self.tokens[-1] - self.tokens[0])
+
     def table(self) -> list[str]:
         lines = [
             "",
-            f"{'':14}{'tokens/s':>10}{'ready s':>10}{'1st step s':>12}{'peak MB':>10}{'1st loss':>10}{'mean':>9}",
+            f"{'':14}{'tokens/s':>10}{'CPU ms/token':>14}{'ready s':>10}{'1st step s':>12}{'peak MB':>10}{'1st loss':>10}{'mean':>9}",
         ]
         for name in self.runs:
             losses = self.losses(name)
             lines.append(
-                f"{name:14}{self.speed(name):>10.0f}{self.figure(name, lambda t: t.ready or 0):>10.1f}"
+                f"{name:14}{self.speed(name):>10.0f}{self.cost(name) * 1000:>14.1f}{self.figure(name, lambda t: t.ready or 0):>10.1f}"
                 f"{self.figure(name, lambda t: t.first_step):>12.1f}"
                 f"{self.figure(name, lambda t: t.peak_bytes) / 1e6:>10.0f}"
                 f"{losses[0]:>10.4f}{sum(losses) / len(losses):>9.4f}"
@@ -74,6 +78,8 @@ class Results:
             )
             memory = self.figure(mine, lambda t: t.peak_bytes) / self.figure("trl sft", lambda t: t.peak_bytes)
             verdicts.append(self.judge("peak memory, of trl sft's", memory, MEMORY, at_least=False))
+        for name in self.runs.keys() - {mine}:
+            print(f"{f'CPU time per token, {name} over ours':48}{self.cost(name) / self.cost(mine):>7.2f}")
         for name in self.runs.keys() - {mine, "plain loop", "trl sft"}:
             print(f"{f'tokens/s over {name}':48}{self.speed(mine) / self.speed(name):>7.2f}")
         verdicts += [self.same_losses(name) for name in self.runs if name != mine]

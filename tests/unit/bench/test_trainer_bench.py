@@ -55,7 +55,12 @@ def results(ours: float, plain: float, loss: float = 10.0) -> Results:
         losses = [loss if name == "trl sft" else 10.0] * 2
         for _ in range(3):
             noise = random.Random(1).uniform(0.99, 1.01)
-            found.add(name, Trace(ready=ours, steps=[seconds, 2 * seconds * noise], losses=losses, peak_bytes=1000))
+            found.add(
+                name,
+                Trace(
+                    ready=ours, steps=[seconds, 2 * seconds * noise], cpu=[0, seconds], losses=losses, peak_bytes=1000
+                ),
+            )
     return found
 
 
