@@ -18,15 +18,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune_operator.api.dataset import DatasetSource
 from finetune_operator.api.finetune import FineTune
+from finetune_operator.api.finetunestatus import ExportStatus
 from finetune_trainer.datafiles import files_at
 from finetune_trainer.failures import CUDA_OUT_OF_MEMORY, DISK_FULL, RunFailure
 from finetune_trainer.finetunefile import BadFile, config_map_file, read_finetune
 from finetune_trainer.rows import DataFile
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResult
 from finetune_trainer.stage import DONE, FAILED, INTERRUPTED, Interrupted, out_of_space, quiet_libraries
+
+if TYPE_CHECKING:
+    from finetune_trainer.store import Store
 
 ROLES = ("train", "evaluation")
 
@@ -86,8 +91,19 @@ def _train(
 
             result = train_stage(run, store, scratch / "train", bar)
             assert result, "one process is the first one"
-    print(terminal.summary(run, result))
+        made = _exported(run, store, result, scratch)
+    print(terminal.summary(run, result, made))
     return DONE
+
+
+def _exported(run: RunSpec, store: Store, result: TrainResult, scratch: Path) -> list[ExportStatus]:
+    """The merged model where output asks for it. Nothing is pushed to a hub from here: that is for `hf upload`."""
+    if "Merged" not in run.spec.output.exports or result.adapter.gate_passed is False:
+        return []
+    from finetune_trainer.export import merged_model
+
+    run = run.model_copy(update={"stage": "export", "trained": result})
+    return [merged_model(run, store, scratch / "merged")]
 
 
 def _reused(prepared: PrepareResult) -> TrainResult | None:

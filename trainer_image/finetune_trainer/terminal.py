@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
-from finetune_operator.api.finetunestatus import EvaluationStatus, GateStatus, ProgressStatus
+from finetune_operator.api.finetunestatus import EvaluationStatus, ExportStatus, GateStatus, ProgressStatus
 from finetune_trainer.digest import short
 from finetune_trainer.runspec import RunSpec, TrainResult
 
@@ -66,7 +67,7 @@ class _AboveTheBar(logging.Handler):
         tqdm.write(self.format(record), file=self.stream)
 
 
-def summary(run: RunSpec, result: TrainResult) -> str:
+def summary(run: RunSpec, result: TrainResult, exports: Sequence[ExportStatus] = ()) -> str:
     """The end of a run: how good the adapter is, what it is, where it lies and how to use it."""
     adapter, evaluation = result.adapter, result.evaluation
     lines = [*evaluation_table(evaluation), ""] if evaluation and evaluation.adapter else []
@@ -82,6 +83,7 @@ def summary(run: RunSpec, result: TrainResult) -> str:
             f"digest   {adapter.digest}",
             f"folder   {folder}",
             f"report   {run.storage.uri.removeprefix('file://')}/runs/{adapter.run_id}/report.html",
+            *(f"{export.type.lower():<8} {export.uri.removeprefix('file://')}" for export in exports),
             "",
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",

@@ -37,7 +37,8 @@ def write(folder: Path, **spec: Any) -> str:
 def test_a_file_is_trained_evaluated_and_left_as_in_a_bucket_and_found_again(
     tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["run", write(tmp_path), "--output", str(tmp_path / "out"), "--base-model", str(tiny_llama)]
+    file = write(tmp_path, output={"exports": ["Merged"]})
+    command = ["run", file, "--output", str(tmp_path / "out"), "--base-model", str(tiny_llama)]
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
     [adapter] = (tmp_path / "out/adapters").iterdir()
@@ -50,6 +51,9 @@ def test_a_file_is_trained_evaluated_and_left_as_in_a_bucket_and_found_again(
     }
     assert f"digest   {manifest['digest']}\nfolder   {adapter}\n" in shown
     assert f"report   {run}/report.html" in shown
+    [merged] = [path for path in (tmp_path / "out/merged").iterdir() if path.name != "known"]
+    assert f"merged   {merged}" in shown
+    assert json.loads((merged / "manifest.json").read_text())["digest"] == f"sha256:{merged.name}"
     assert "gate     loss: passed" in shown
     assert "perplexity" in shown
     assert not (tmp_path / "out/.work").exists()
