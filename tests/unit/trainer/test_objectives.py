@@ -29,7 +29,7 @@ from finetune_trainer.reference import rows_used, set_references
 from finetune_trainer.reward import last_tokens
 from finetune_trainer.schedule import micro_batches
 
-from .test_fit import run_spec
+from .small_run import run_spec
 from .tiny import finetune_spec, make_judged, make_pairs, write_dataset
 
 CPU = torch.device("cpu")
