@@ -31,8 +31,8 @@ def on_nodes(nodes: int, namespace: str, seed: int) -> Object:
 
 
 def indexes(pods: list[Object]) -> list[str]:
-    """The completion indexes of the train pods that succeeded."""
-    labels = [pod["metadata"]["labels"] for pod in pods if pod["status"]["phase"] == "Succeeded"]
+    """The completion indexes of the train pods."""
+    labels = [pod["metadata"]["labels"] for pod in pods]
     key = "batch.kubernetes.io/job-completion-index"
     return sorted(found[key] for found in labels if found["finetune.dev/stage"] == "train" and key in found)
 
