@@ -26,8 +26,8 @@ class Context:
     now: Callable[[], dt.datetime]
     # Objects that were just created, as the watch brought them: the first look at an object needs no read.
     newborn: dict[Key, Object] = field(default_factory=dict)
-    # By run id, who decided to train it and when: bridges the time until the status shows it (finetune/twins.py).
-    claims: dict[str, tuple[Key, dt.datetime]] = field(default_factory=dict)
+    # By run id and bucket, who decided to train it and when: bridges the time until the status shows it (finetune/twins.py).
+    claims: dict[tuple[str, str | None], tuple[Key, dt.datetime]] = field(default_factory=dict)
     # By uid, the resource version of our last write to an object: the event of that very write is no news.
     written: dict[str, str] = field(default_factory=dict)
 

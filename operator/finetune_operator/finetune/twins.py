@@ -28,10 +28,10 @@ async def claim(context: Context, key: Key, run_id: str, uri: str | None) -> Key
                 return other
     # Nothing is awaited from here to the claim: of two that come at once, one is first.
     now, claims = context.now(), context.claims
-    for run_claimed, (holder, since) in list(claims.items()):
+    for claimed, (holder, since) in list(claims.items()):
         if holder in done or (now - since).total_seconds() > CLAIM_SECONDS:
-            del claims[run_claimed]
-    holder, _ = claims.setdefault(run_id, (key, now))
+            del claims[claimed]
+    holder, _ = claims.setdefault((run_id, uri), (key, now))
     return None if holder == key else holder
 
 
