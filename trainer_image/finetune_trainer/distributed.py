@@ -1,13 +1,13 @@
 """Several processes as one run: who they are, and the sums that they share. One process needs none of it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from finetune_trainer.failures import WORLD_SIZE_MISMATCH, RunFailure
+from finetune_trainer.failures import UNSUPPORTED_COMBINATION, WORLD_SIZE_MISMATCH, RunFailure
 from finetune_trainer.launch import processes_per_node
 from finetune_trainer.runspec import RunSpec
 
@@ -92,8 +92,25 @@ def first_on_node(world: World, device: torch.device) -> Iterator[None]:
         wait_for_all(world, device)
 
 
-def share_start(world: World, parameters: list[torch.nn.Parameter]) -> None:
-    """Give every process the first one's trainable weights."""
-    if world.size > 1:
-        for parameter in parameters:
-            torch.distributed.broadcast(parameter.data, 0)
+def share_start(
+    world: World, parameters: list[torch.nn.Parameter], taken_out: Iterable[torch.Tensor], device: torch.device
+) -> None:
+    """Give every process the first one's trainable weights.
+
+    `taken_out`: of the base weights for this start (PiSSA, OLoRA). Raises: RunFailure where it is not the same everywhere.
+    """
+    if world.size == 1:
+        return
+    for parameter in parameters:
+        torch.distributed.broadcast(parameter.data, 0)
+    differ = 0
+    for own in taken_out:
+        leaders = own.detach().to(device, copy=True)
+        torch.distributed.broadcast(leaders, 0)
+        differ += not torch.equal(leaders, own.to(device))
+    if summed(world, float(differ), device=device)[0]:
+        raise RunFailure(
+            UNSUPPORTED_COMBINATION,
+            "method.lora.initialization: processes on different hardware computed different starts; run on nodes of one "
+            "kind (podTemplate.nodeSelector), or use initialization: Default",
+        )

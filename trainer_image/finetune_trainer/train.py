@@ -129,7 +129,7 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
         fit = Fit(spec, model, objective, rows, plan, world, device, precision.scaled, initial, reference)
         if snapshot:
             fit.resume(snapshot)
-        share_start(world, list(fit.parameters.values()))
+        share_start(world, list(fit.parameters.values()), initial.values(), device)
         story.metrics, story.total_steps, story.resumed_from = fit.state.metrics, plan.steps, fit.state.step or None
         story.read_dataset(inputs.dataset())
 

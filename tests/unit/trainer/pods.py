@@ -17,10 +17,11 @@ _FORKS.set_forkserver_preload(["tests.unit.trainer.preloaded"])
 class Pods:
     """As many processes as the run has nodes, each with the variables that an indexed Job's pod has.
 
-    `body` names the function that each runs, as module:name; it returns the exit code.
+    `body` names the function that each runs, as module:name; it returns the exit code. `one_node`: they are processes
+    of one pod, numbered as torchrun does, with one disk.
     """
 
-    def __init__(self, count: int, folder: Path, body: str, *arguments: Any) -> None:
+    def __init__(self, count: int, folder: Path, body: str, *arguments: Any, one_node: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
@@ -31,6 +32,9 @@ class Pods:
                 "FINETUNE_WORK": str(folder / f"work-{index}"),
                 "TERMINATION_LOG": str(self.result(index)),
             }
+            if one_node:
+                own |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count)}
+                own["FINETUNE_WORK"] = str(folder / "work")
             process = _FORKS.Process(target=_pod, args=({**shared, **own}, self.log(index), body, arguments))
             process.start()
             self.processes.append(process)

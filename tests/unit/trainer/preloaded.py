@@ -1,7 +1,7 @@
-"""What the server of forks (pods.py) imports, once."""
+"""What the server of forks (pods.py) imports, once. Not `train`: it reads at import where its work folder is."""
 
 import torch  # noqa: F401
 
-from finetune_trainer import adapter, evaluate, fit, peers, stage, startup, train  # noqa: F401
+from finetune_trainer import adapter, evaluate, fit, peers, stage, startup  # noqa: F401
 
 startup.import_libraries()

@@ -56,6 +56,23 @@ def disk_full() -> None:
     raise OSError(28, "No space left on device")
 
 
+def start(taken_out: float) -> None:
+    import torch
+
+    from finetune_trainer.distributed import World, share_start
+
+    weights = torch.nn.Parameter(torch.full((3,), taken_out))
+    rank = int(os.environ["JOB_COMPLETION_INDEX"])
+    share_start(World(rank=rank, size=2), [weights], [torch.full((2,), taken_out)], torch.device("cpu"))
+    assert weights.tolist() == [0.0, 0.0, 0.0]
+
+
+def starts(differ: bool) -> int:
+    """Both processes begin; the second one's own start may be another."""
+    ACTS["start"] = lambda: start(float(differ and os.environ["JOB_COMPLETION_INDEX"] == "1"))
+    return together("start", int(os.environ["JOB_COMPLETION_INDEX"]))
+
+
 def bug() -> None:
     raise KeyError("batch")
 
@@ -105,6 +122,17 @@ def test_a_process_that_goes_silent_ends_the_others_though_they_are_stuck(tmp_pa
         pods.processes[1 - at].join(20)
         assert pods.processes[1 - at].exitcode == 1, pods.logs()
         assert verdicts(pods) == ["PeerLost"]
+
+
+def test_all_begin_with_the_first_ones_weights(tmp_path: Path) -> None:
+    with Pods(2, tmp_path, f"{HERE}:starts", False) as pods:
+        assert pods.wait() == [0, 0], pods.logs()
+
+
+def test_base_weights_that_began_differently_are_not_trained_on(tmp_path: Path) -> None:
+    with Pods(2, tmp_path, f"{HERE}:starts", True) as pods:
+        assert pods.wait() == [1, 1], pods.logs()
+        assert verdicts(pods) == ["UnsupportedCombination"] * 2
 
 
 def test_a_pod_that_never_comes_is_said_with_what_to_check(tmp_path: Path) -> None:

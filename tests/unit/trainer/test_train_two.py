@@ -33,13 +33,13 @@ def run_stage(spec_path: str) -> int:
     return stage.run_stage("train", spec_path)
 
 
-def two(bench: Bench, spec: Any, folder: Path, body: str = "run_stage", **fields: Any) -> Pods:
+def two(bench: Bench, spec: Any, folder: Path, one_node: bool = False, **fields: Any) -> Pods:
     """The same FineTune with resources.nodes: 2."""
     asked = spec.model_copy(update={"resources": spec.resources.model_copy(update={"nodes": 2})})
     folder.mkdir()
     file = folder / "spec.json"
     file.write_text(bench.run_spec(asked, **fields).model_dump_json(by_alias=True, exclude_none=True))
-    return Pods(2, folder, f"tests.unit.trainer.test_train_two:{body}", str(file))
+    return Pods(2, folder, "tests.unit.trainer.test_train_two:run_stage", str(file), one_node=one_node)
 
 
 def result(pods: Pods) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_two_processes_have_the_losses_of_one_and_resume_bitwise(bench: Bench, m
     # Six packed rows a step, at most two at once: three a process as 2 and 1; 25 rows, so epochs end within steps.
     spec = finetune_spec(
         method={"type": method, "lora": NO_DROPOUT},
-        training={"batchSize": 6, "maxSteps": 6},
+        training={"batchSize": 6, "maxSteps": 5},
         checkpoint={"every": 2, "keep": 9},
     )
     one = bench.train(spec, micro_batch=2)
@@ -68,12 +68,13 @@ def test_two_processes_have_the_losses_of_one_and_resume_bitwise(bench: Bench, m
     assert losses == pytest.approx(losses_of_one, abs=TOLERANCE)
     assert whole["evaluation"]["base"] == pytest.approx(one.evaluation.base, abs=TOLERANCE)
     assert whole["evaluation"]["adapter"] == pytest.approx(one.evaluation.adapter, abs=0.02)
-    assert bench.steps() == [2, 4, 6]
+    assert bench.steps() == [2, 4, 5]
 
     bench.store.delete(f"{RUN}/result.json")
-    for step in (4, 6):
+    for step in (4, 5):
         bench.store.delete(f"{RUN}/checkpoints/step-{step}")
-    with two(bench, spec, tmp_path / "again", micro_batch=2) as pods:
+    # Where the processes are makes no difference: these share a disk.
+    with two(bench, spec, tmp_path / "again", one_node=True, micro_batch=2) as pods:
         resumed = result(pods)
     assert resumed["resumedFromStep"] == 2
     assert bench.losses() == losses
