@@ -30,6 +30,8 @@ def model_card(
 ) -> str:
     """The card of an adapter. It holds no date and no path, so that the same adapter has the same digest."""
     base = str(config["base_model_name_or_path"])
+    scores = run.spec.objective.type == "Reward"
+    kind, options = ("AutoModelForSequenceClassification", ", num_labels=1") if scores else ("AutoModelForCausalLM", "")
     return _card(
         run,
         [*_metadata(run, "peft", "adapter"), *([f"license: {json.dumps(license)}"] if license else [])],
@@ -38,9 +40,9 @@ def model_card(
         evaluation,
         [
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
+            f"from transformers import {kind}",
             "",
-            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
+            f"model = {kind}.from_pretrained({json.dumps(base)}{options})",
             f'model = PeftModel.from_pretrained(model, "{run.name}")  # the folder with this file',
         ],
     )

@@ -14,6 +14,10 @@ LARGEST_RANK = 512
 MERGE_INSTEAD = "serve it with mode: Merge"
 # Methods whose adapter has no weights that could be merged: only the trainer's own library can run them.
 PROMPT_METHODS = frozenset({"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT"})
+# A reward model: vLLM's server would be asked for text, and the merged head is no language model's.
+SCORES = (
+    "it scores answers and writes none (task_type SEQ_CLS); load it with AutoModelForSequenceClassification and PEFT"
+)
 # Initialisations that change the base model's weights as well; PEFT repeats that when it loads, vLLM cannot.
 PLAIN_INITIALISATIONS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
@@ -21,6 +25,8 @@ PLAIN_INITIALISATIONS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lor
 def mount_refusal(config: Mapping[str, Any]) -> str:
     """Why vLLM 0.32 cannot mount an adapter (vllm/lora/peft_helper.py) and what to do; empty when it can."""
     method = config.get("peft_type")
+    if config.get("task_type") == "SEQ_CLS":
+        return SCORES
     if method in PROMPT_METHODS:
         return f"vLLM cannot serve peft_type {method}; train with method.type LoRA or QLoRA"
     if method != "LORA":
@@ -49,6 +55,8 @@ def mount_refusal(config: Mapping[str, Any]) -> str:
 def merge_refusal(config: Mapping[str, Any]) -> str:
     """Why an adapter cannot be merged into its base model and what to do; empty when it can."""
     method = config.get("peft_type")
+    if config.get("task_type") == "SEQ_CLS":
+        return SCORES
     if method in PROMPT_METHODS:
         return f"{method} adds tokens and changes no weights, so nothing can be merged; use method.type LoRA or QLoRA"
     if config.get("lora_bias"):

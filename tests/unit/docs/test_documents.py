@@ -129,7 +129,7 @@ def headings(page: Path) -> set[str]:
 
 
 def readable(row: dict[str, Any]) -> None:
-    form = formats.recognise(row, "SFT")
+    form = next((found for kind in formats.FORMATS_OF if (found := formats.recognise(row, kind))), None)
     assert form is not None, f"no format has the columns {list(row)}"
     form.read(formats.with_synonyms(row, form))
 
@@ -166,7 +166,7 @@ def test_rows_of_the_format_examples_are_of_their_format(dataset: dict[str, Any]
 
 def test_every_format_and_every_source_has_an_example() -> None:
     specs = [p.values[0]["spec"] for p in ours() if p.values[0]["kind"] == "FineTune"]
-    assert {spec["dataset"].get("format") for spec in specs} >= set(formats.SFT_FORMATS)
+    assert {spec["dataset"].get("format") for spec in specs} >= set(formats.BY_NAME)
     sources = {key for spec in specs for key in spec["dataset"]["train"]}
     assert sources == {"s3", "configMap", "http", "huggingFace", "persistentVolumeClaim"}
 
