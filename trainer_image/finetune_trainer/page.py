@@ -66,10 +66,10 @@ def _headline(story: Story) -> str:
         ("tokens per second", _count(story.figures.get("tokensPerSecond"))),
     ]
     shown = "".join(f"<div><b>{_text(value)}</b><span>{escape(name)}</span></div>" for name, value in _known(tiles))
-    source = f"{spec.method.type}, {spec.objective.type}, on {base_name(spec)}"
+    where = f" · namespace {story.run.namespace}" if story.run.namespace else ""
+    source = f"{spec.method.type}, {spec.objective.type}, on {base_name(spec)}{where}"
     return (
-        f'<header><h1>{escape(story.run.name)}</h1><p class="sub">{_text(source)} · namespace '
-        f"{_text(story.run.namespace)}</p>"
+        f'<header><h1>{escape(story.run.name)}</h1><p class="sub">{_text(source)}</p>'
         f'<p class="verdict {style}">{_text(verdict)}</p><div class="tiles">{shown}</div></header>'
     )
 
@@ -144,13 +144,18 @@ def _data(story: Story) -> str:
             ("duplicates", _count(data.duplicates)),
             ("held-out samples that are learned too", _count(about.get("overlap"))),
             ("format", data.format),
-            ("lengths in tokens", ", ".join(f"{name} {value:,}" for name, value in lengths.items())),
+            ("lengths in tokens", _lengths(lengths)),
             ("digest", data.digest),
         ]
     )
     bars = about.get("histogram") or {}
     histogram = bar_chart("Lengths", bars.get("edges", []), bars.get("counts", []), "tokens in a sample", "samples")
     return facts + histogram + _sample(story.preview)
+
+
+def _lengths(lengths: dict[str, int]) -> str:
+    known = [name for name in ("p50", "p90", "p99", "max") if name in lengths]
+    return ", ".join(f"{name} {lengths[name]:,}" for name in known)
 
 
 def _sample(pieces: Sequence[dict[str, Any]]) -> str:

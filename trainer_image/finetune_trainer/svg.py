@@ -93,9 +93,9 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers between `low` and `high`, about `count` of them."""
-    raw = (high - low) / count
+def ticks(low: float, high: float, count: int = 5, least: float = 0.0) -> list[float]:
+    """Round numbers between `low` and `high`, about `count` of them and at least `least` apart."""
+    raw = max((high - low) / count, least)
     power: float = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -121,7 +121,7 @@ def _grid(across: Scale, up: Scale) -> list[str]:
         y = up(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
-    for value in ticks(across.low, across.high, 8):
+    for value in ticks(across.low, across.high, 8, least=1):
         x = across(value)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{number(value)}</text>')
     base = HEIGHT - BOTTOM

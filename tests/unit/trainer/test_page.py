@@ -118,7 +118,7 @@ def test_no_text_of_others_becomes_markup_and_nothing_is_loaded() -> None:
     story.failure = NASTY
     story.answers = [{"prompt": NASTY, "base": NASTY, "adapter": NASTY}]
     story.preview = [{"text": NASTY, "learned": True}]
-    story.about = {"lengths": {NASTY: 3}}
+    story.about = {"lengths": {"max": 3}, "packing": NASTY}
     story.evaluation = EvaluationStatus(base={NASTY: 1.0}, adapter={NASTY: 2.0})
     text = render(story)
     assert "script" not in Page(text).tags
@@ -140,6 +140,7 @@ def test_a_long_curve_is_drawn_with_few_points_and_keeps_its_mean() -> None:
 
 
 def test_ticks_are_round_numbers() -> None:
+    assert ticks(0, 4, 8, least=1) == [0, 1, 2, 3, 4], "there is no half a step"
     assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert [number(value) for value in ticks(0.31, 0.97)] == ["0.4", "0.6", "0.8"]
     assert number(12000) == "12,000" and number(2e-5) == "2e-5"
