@@ -20,8 +20,8 @@ p{margin:.4rem 0}
 .verdict{font-weight:600;overflow-wrap:anywhere}
 .good{color:var(--good)}.bad{color:var(--bad)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:.6rem;margin-top:.9rem}
-.tiles div{border:1px solid var(--line);border-radius:8px;padding:.5rem .7rem}
-.tiles b{display:block;font-size:.92rem;overflow-wrap:anywhere}
+.tiles div{border:1px solid var(--line);border-radius:8px;padding:.5rem .55rem}
+.tiles b{display:block;font-size:.9rem;overflow-wrap:anywhere}
 .tiles span{color:var(--soft);font-size:.82rem}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.28rem .8rem .28rem 0;border-bottom:1px solid var(--line)}
