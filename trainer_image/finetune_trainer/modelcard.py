@@ -30,8 +30,7 @@ def model_card(
 ) -> str:
     """The card of an adapter. It holds no date and no path, so that the same adapter has the same digest."""
     base = str(config["base_model_name_or_path"])
-    scores = run.spec.objective.type == "Reward"
-    kind, options = ("AutoModelForSequenceClassification", ", num_labels=1") if scores else ("AutoModelForCausalLM", "")
+    kind, options = loaded_with(run.spec)
     return _card(
         run,
         [*_metadata(run, "peft", "adapter"), *([f"license: {json.dumps(license)}"] if license else [])],
@@ -46,6 +45,13 @@ def model_card(
             f'model = PeftModel.from_pretrained(model, "{run.name}")  # the folder with this file',
         ],
     )
+
+
+def loaded_with(spec: FineTuneSpec) -> tuple[str, str]:
+    """The class of transformers that loads the base model of an adapter, and its further arguments."""
+    if spec.objective.type == "Reward":
+        return "AutoModelForSequenceClassification", ", num_labels=1"
+    return "AutoModelForCausalLM", ""
 
 
 def merged_card(run: RunSpec, dtype: str, license: str | None = None) -> str:

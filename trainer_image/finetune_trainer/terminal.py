@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from finetune_operator.api.finetunestatus import EvaluationStatus, ExportStatus, GateStatus, ProgressStatus
 from finetune_trainer.digest import short
+from finetune_trainer.modelcard import loaded_with
 from finetune_trainer.runspec import RunSpec, TrainResult
 
 INTERVAL = 0.2
@@ -76,6 +77,7 @@ def summary(run: RunSpec, result: TrainResult, exports: Sequence[ExportStatus] =
     size = f"{adapter.size_bytes / 1e6:.1f} MB, {adapter.trainable_parameters:,} parameters trained"
     how = f"run {adapter.run_id}, trained before" if not result.steps else f"run {adapter.run_id}, {result.steps} steps"
     base = (run.prepared.base_model.uri if run.prepared else "").removeprefix("file://")
+    kind, options = loaded_with(run.spec)
     return "\n".join(
         [
             *lines,
@@ -86,8 +88,8 @@ def summary(run: RunSpec, result: TrainResult, exports: Sequence[ExportStatus] =
             *(f"{export.type.lower():<8} {export.uri.removeprefix('file://')}" for export in exports),
             "",
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
-            f'model = AutoModelForCausalLM.from_pretrained("{base}")',
+            f"from transformers import {kind}",
+            f'model = {kind}.from_pretrained("{base}"{options})',
             f'model = PeftModel.from_pretrained(model, "{folder}")',
         ]
     )
