@@ -24,7 +24,15 @@ from finetune_operator.api.dataset import DatasetSource
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import ExportStatus
 from finetune_trainer.datafiles import files_at
-from finetune_trainer.failures import CUDA_OUT_OF_MEMORY, DISK_FULL, RunFailure
+from finetune_trainer.failures import (
+    BASE_MODEL_GATED,
+    CUDA_OUT_OF_MEMORY,
+    DISK_FULL,
+    HUB_UNAUTHORIZED,
+    STORAGE_UNAUTHORIZED,
+    STORAGE_UNAVAILABLE,
+    RunFailure,
+)
 from finetune_trainer.finetunefile import BadFile, config_map_file, read_finetune
 from finetune_trainer.rows import DataFile
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResult
@@ -243,7 +251,17 @@ def _use_own_hub_token(run: RunSpec) -> None:
             os.environ.setdefault(f"FINETUNE_{name}_HF_TOKEN", get_token() or "")
 
 
+OWN_TOKEN = "here the token is that of HF_TOKEN, or of `hf auth login`"
+HINTS = {
+    CUDA_OUT_OF_MEMORY: "lower training.microBatchSize (the result stays the same): the same command goes on from its "
+    "checkpoint",
+    BASE_MODEL_GATED: OWN_TOKEN,
+    HUB_UNAUTHORIZED: OWN_TOKEN,
+    STORAGE_UNAUTHORIZED: "here they are in the environment",
+    STORAGE_UNAVAILABLE: "here the endpoint is in AWS_ENDPOINT_URL",
+}
+
+
 def _hint(failure: RunFailure) -> str:
-    if failure.reason != CUDA_OUT_OF_MEMORY:
-        return ""
-    return "; lower training.microBatchSize (the result stays the same): the same command goes on from its checkpoint"
+    """What is different here from the cluster that the message speaks of."""
+    return f"; {HINTS[failure.reason]}" if failure.reason in HINTS else ""

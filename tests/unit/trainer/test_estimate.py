@@ -193,3 +193,62 @@ def test_an_architecture_that_is_not_known_is_not_guessed() -> None:
 @pytest.mark.parametrize(("text", "value"), [("24Gi", 24 * GIB), ("500M", 5e8), ("1.5G", 1.5e9), ("16", 16.0)])
 def test_quantities_are_read_as_kubernetes_reads_them(text: str, value: float) -> None:
     assert quantity(text) == value
+
+
+@pytest.mark.parametrize(
+    ("precision", "targets"), [("FP32", ["all-linear"]), ("BF16", ["all-linear"]), ("BF16", ATTENTION)]
+)
+def test_activations_are_what_autograd_keeps(precision: str, targets: list[str]) -> None:
+    config = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "vocab_size": 128}  # fmt: skip
+    asked = spec("LoRA", targets=targets, lora={"dropout": 0.05}, training={"precision": precision})
+    found = architecture({"model_type": "llama", **config})
+    assert found
+    for checkpointing in (False, True):
+        kept = saved_bytes(config, asked, 256, checkpointing)
+        expected = estimate(found, Workload(asked, 256), 1, checkpointing).parts[3].expected
+        if checkpointing:  # while a block is computed again, its own activations come on top
+            block = estimate(found, Workload(asked, 256), 1, False).parts[3].expected / found.layers
+            expected += 4 * 256 * found.hidden - block  # and the last norm, outside of all blocks, has its input
+        assert kept == pytest.approx(expected, rel=0.1), (kept, expected)
+
+
+def saved_bytes(config: dict[str, Any], asked: FineTuneSpec, tokens: int, checkpointing: bool) -> int:
+    """Bytes that a forward pass keeps for the backward one, without weights and logits."""
+    import numpy as np
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from finetune_trainer.attention import NAME, packed, register
+    from finetune_trainer.data import Row, flat
+    from finetune_trainer.device import use_gradient_checkpointing
+    from finetune_trainer.dropout import lighten
+
+    dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[asked.training.precision]
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **config), dtype=dtype).requires_grad_(False)
+    register()
+    base.set_attn_implementation(NAME)
+    asked = asked.model_copy(update={"training": asked.training.model_copy(update={"gradient_checkpointing": "Auto"})})
+    use_gradient_checkpointing(base, asked, checkpointing)
+    lora = asked.method.lora
+    names = "all-linear" if lora.target_modules == ["all-linear"] else lora.target_modules
+    model = get_peft_model(
+        base, LoraConfig(r=16, lora_dropout=lora.dropout, target_modules=names, task_type="CAUSAL_LM")
+    )
+    lighten(model)
+    model.train()
+    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights and tensor.numel() >= tokens:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = np.arange(tokens, dtype=np.int32) % config["vocab_size"]
+    batch = flat([Row(ids, ids, np.array([tokens], dtype=np.int32))])
+    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), packed(batch), autocast:
+        model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=1)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
