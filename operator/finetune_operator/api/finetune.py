@@ -264,10 +264,10 @@ class FineTuneSpec(Spec):
         # A default that a schema cannot state: it depends on another part of the spec.
         if not isinstance(data, dict):
             return data
-        objective, training = data.get("objective") or {}, data.get("training") or {}
+        objective, training = ({} if data.get(part) is None else data[part] for part in ("objective", "training"))
         if not isinstance(objective, dict) or not isinstance(training, dict):
             return data
-        default = LEARNING_RATES.get(objective.get("type", "SFT"))
+        default = LEARNING_RATES.get(str(objective.get("type", "SFT")))
         if default is None or {"learningRate", "learning_rate"} & training.keys():
             return data
         return {**data, "training": {**training, "learningRate": default}}
