@@ -288,19 +288,21 @@ def full_training(
     """Every weight trained in bf16: 8 bytes each with gradient and AdamW's memory."""
     import torch
 
+    from finetune_trainer.distributed import World
+    from finetune_trainer.objectives import batch_totals
+
     model.requires_grad_(True)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
 
     def step() -> float:
-        weight = sum(objective.weight(row) for row in rows)
-        loss = 0.0
-        for start in range(0, len(rows), micro_batch):
-            loss += float(objective.backward(model, rows[start : start + micro_batch], 1 / weight, device))
+        chunks = [rows[start : start + micro_batch] for start in range(0, len(rows), micro_batch)]
+        totals = batch_totals(objective, model, chunks, World(), device)
+        loss = sum(float(objective.backward(model, chunk, totals, 1.0, device)) for chunk in chunks)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss / weight
+        return loss
 
     return step
 
