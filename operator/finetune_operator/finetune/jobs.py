@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any
 
-from finetune_operator import labels, podtemplate
+from finetune_operator import labels, podtemplate, restricted
 from finetune_operator.api.finetune import FineTune, FineTuneSpec
 from finetune_operator.finetune import volumes
 from finetune_operator.settings import Settings
@@ -18,7 +18,6 @@ from finetune_trainer.runspec import RENDEZVOUS_PORT, RunSpec, Stage, Storage
 Object = dict[str, Any]
 
 CONTAINER = "trainer"
-USER = 10001
 # Time between SIGTERM and SIGKILL: a training pod uploads a checkpoint in it.
 GRACE_SECONDS: dict[Stage, int] = {"prepare": 30, "train": 120, "export": 30}
 
@@ -163,15 +162,7 @@ def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str
             "enableServiceLinks": False,
             **({"subdomain": _service_name(spec.job)} if several else {}),
             "imagePullSecrets": [{"name": name} for name in settings.images.pull_secrets],
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                # A big volume is not walked through file by file at every start.
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": restricted.pod(),
             "containers": [
                 {
                     "name": CONTAINER,
@@ -183,11 +174,7 @@ def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str
                     "resources": _resources(spec, settings),
                     # The last lines of the log say what killed a process that left no result.
                     "terminationMessagePolicy": "FallbackToLogsOnError",
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "readOnlyRootFilesystem": True,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
+                    "securityContext": restricted.container(),
                     "volumeMounts": [mount for _, mount in mounted],
                 }
             ],

@@ -11,9 +11,10 @@ from finetune_operator.api.finetune import FineTune
 from finetune_operator.event import Event
 from finetune_operator.kube import CONFIGMAPS, DEPLOYMENTS, SERVICES, Resource
 from finetune_operator.serving import rollout, status, workloads
+from finetune_operator.serving.containers import Limits
 from finetune_operator.serving.targets import Target
 from finetune_operator.serving.view import View
-from finetune_operator.serving.workloads import HASH, Limits
+from finetune_operator.serving.workloads import HASH
 from finetune_serving.desired import Desired
 from finetune_trainer.runspec import Storage
 

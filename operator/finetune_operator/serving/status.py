@@ -16,7 +16,7 @@ from finetune_operator.api.adapterdeploymentstatus import (
 )
 from finetune_operator.api.common import Condition
 from finetune_operator.api.finetunestatus import BaseModelStatus
-from finetune_operator.serving import observe, workloads
+from finetune_operator.serving import containers, observe, workloads
 from finetune_operator.serving.targets import Target
 from finetune_operator.serving.view import View
 from finetune_serving.desired import AdapterReport
@@ -164,7 +164,7 @@ def name_taken(view: View, _: list[ServedAdapter]) -> Verdict | None:
 
 
 def refused_arguments(view: View, _: list[ServedAdapter]) -> Verdict | None:
-    names = workloads.forbidden_arguments(view.parent)
+    names = containers.forbidden_arguments(view.parent)
     if not names:
         return None
     text = f"spec.engine.extraArgs: {', '.join(names)} is set by the operator: remove it"
