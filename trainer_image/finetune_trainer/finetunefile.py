@@ -55,8 +55,18 @@ def config_map_file(path: Path, source: ConfigMapSource, directory: Path) -> Dat
     return None
 
 
-def _documents(path: Path) -> list[dict[str, Any]]:
+def documents(path: Path) -> list[Any]:
+    """What is in a YAML file. Raises: BadFile, with the line."""
     try:
-        return [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if isinstance(one, dict)]
+        return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        wrong = ", ".join(part for part in (error.problem, error.context) if part)
+        raise BadFile(f"{path}{at}: no YAML: {wrong}") from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadFile(f"{path} cannot be read: {error}") from error
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    return [one for one in documents(path) if isinstance(one, dict)]

@@ -1,9 +1,8 @@
-"""Runs one stage of a run inside its Job: read the spec, do the work, leave exactly one Result wherever the operator
-looks.
+"""Runs one stage of a run inside its Job: read the spec, do the work, leave one Result wherever the operator looks.
 
-A stage is a module with `main(spec: RunSpec) -> Result | None`: of several processes only the first has one. It raises RunFailure when the run cannot go on, and
-Interrupted once it has saved a checkpoint on SIGTERM. The Result becomes the container's termination message and is
-posted to the operator; whichever arrives first counts.
+A stage is a module with `main(spec: RunSpec) -> Result | None`: of several processes only the first has one. It raises
+RunFailure when the run cannot go on, and Interrupted once it has saved a checkpoint on SIGTERM. The Result becomes the
+container's termination message and is posted to the operator; whichever arrives first counts.
 """
 
 from __future__ import annotations

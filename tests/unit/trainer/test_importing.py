@@ -1,11 +1,14 @@
 """axolotl's and LLaMA-Factory's own examples as FineTunes: what is carried over, what is said, what is refused."""
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from finetune_operator.api.finetune import FineTune, FineTuneSpec
 from finetune_trainer.cli import main
@@ -213,8 +216,55 @@ def test_what_would_train_something_else_is_refused(
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
     assert main(["import", str(tmp_path / "a.yaml")]) == 1
     printed = capsys.readouterr()
-    assert printed.err.startswith(message)
+    assert printed.err.startswith(f"{tmp_path / 'a.yaml'}: {message}")
     assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**AXOLOTL_QLORA, "micro_batch_size": "two"}, "micro_batch_size: 'two': a number is expected"),
+        ({**AXOLOTL_QLORA, "lora_r": 8.5}, "lora_r: 8.5: a whole number is expected"),
+        ({**AXOLOTL_QLORA, "learning_rate": True}, "learning_rate: True: a number is expected"),
+        ({**AXOLOTL_QLORA, "sample_packing": "maybe"}, "sample_packing: 'maybe': true or false is expected"),
+        ({**AXOLOTL_QLORA, "datasets": "tatsu-lab/alpaca"}, "datasets: 'tatsu-lab/alpaca': a list is expected, each"),
+        ({**AXOLOTL_QLORA, "datasets": [{"path": ["a"], "type": "alpaca"}]}, "datasets[0].path: ['a']: text is expect"),
+        ({**AXOLOTL_QLORA, "peft": "loftq"}, "peft: 'loftq': settings of its own are expected (name: value)"),
+        ({**LLAMA_FACTORY, "lora_target": {"q": 1}}, "lora_target: {'q': 1}: a list of names is expected"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_with_what_is_expected(
+    tmp_path: Path, values: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
+    assert main(["import", str(tmp_path / "a.yaml")]) == 1
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'a.yaml'}: {message}")
+
+
+@pytest.mark.parametrize("values", [AXOLOTL_QLORA, AXOLOTL_LORA, LLAMA_FACTORY_DPO], ids=["qlora", "lora", "dpo"])
+def test_no_value_of_any_setting_ends_in_a_traceback(values: dict[str, Any]) -> None:
+    strange = ["two", "", -1, 0.5, float("nan"), float("inf"), True, False, [], ["a", [1]], [None], {}, {"a": {"b": 1}}]
+    for name in values:
+        for value in strange:
+            with suppress(CannotImport, ValidationError):
+                spec_of({**values, name: value})
+
+
+def test_a_wrong_entry_of_dataset_info_is_named_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    info = tmp_path / "data/dataset_info.json"
+    info.write_text(json.dumps({"identity": {"columns": "all"}, "alpaca_en_demo": 3}))
+    with pytest.raises(CannotImport, match=re.escape(f"{info}: identity.columns: 'all': settings of its own")):
+        spec_of(LLAMA_FACTORY, tmp_path)
+    info.write_text("[]")
+    with pytest.raises(CannotImport, match=re.escape(f"{info} holds no datasets")):
+        spec_of(LLAMA_FACTORY, tmp_path)
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("base_model: a/b\nadapter: [lora\nlora_r: 8\n")
+    assert main(["import", str(tmp_path / "a.yaml")]) == 1
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'a.yaml'}:3:7: no YAML: expected ',' or ']'")
 
 
 def test_a_file_of_neither_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

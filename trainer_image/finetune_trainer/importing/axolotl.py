@@ -71,6 +71,15 @@ _SAME_RESULT = {
     "adam_epsilon": "the optimizer's default holds",
     "cosine_min_lr_ratio": "the rate falls to zero",
 }
+_WORDS = common.Words(
+    epochs=("num_epochs", 1.0),
+    micro_batch=("micro_batch_size", 1),
+    max_length=("sequence_len", 512),
+    scheduler=("lr_scheduler", "cosine"),
+    optimizer=("optimizer", "adamw_torch_fused"),
+    loss_on_prompts="train_on_inputs",
+    warmup_ratio=0.03,
+)
 _INITIALIZATIONS = {
     "True": "Default", "gaussian": "Gaussian", "pissa": "PiSSA", "olora": "OLoRA", "eva": "EVA", "loftq": "LoftQ",
 }  # fmt: skip
@@ -89,11 +98,7 @@ def convert(settings: Settings) -> dict[str, Any]:
     """spec of the FineTune. Raises: CannotImport for what would train something else."""
     settings.refuse_if_set(_OTHER_RESULT)
     objective = _objective(settings)
-    micro, steps = int(settings.take("micro_batch_size", 1)), int(settings.take("gradient_accumulation_steps", 1))
-    max_steps = settings.take("max_steps")
-    patience, checkpointing = settings.take("early_stopping_patience"), settings.take("gradient_checkpointing")
-    epochs = settings.take("num_epochs", 1)
-    packing = bool(settings.take("sample_packing"))
+    packing, patience = settings.flag("sample_packing"), settings.count("early_stopping_patience")
     train, evaluation, form = _datasets(settings, objective["type"])
     spec = {
         "baseModel": common.base_model(settings, "base_model", "revision_of_model"),
@@ -106,23 +111,10 @@ def convert(settings: Settings) -> dict[str, Any]:
         "objective": objective,
         "method": _method(settings),
         "training": {
-            "epochs": None if max_steps else float(epochs),
-            "maxSteps": max_steps,
-            "learningRate": float(settings.take("learning_rate", 5e-5)),
-            "scheduler": settings.one_of("lr_scheduler", common.SCHEDULERS, "cosine"),
-            "warmupRatio": common.warmup_ratio(settings, max_steps, 0.03),
-            "weightDecay": settings.take("weight_decay"),
-            "maxGradNorm": settings.take("max_grad_norm"),
-            "optimizer": settings.one_of("optimizer", common.OPTIMIZERS, "adamw_torch_fused"),
-            "batchSize": micro * steps,
-            "microBatchSize": micro,
-            "maxLength": settings.take("sequence_len", 512),
-            "packing": ("Enabled" if packing else "Disabled") if objective["type"] == "SFT" else None,
-            "lossOn": "All" if settings.take("train_on_inputs") else None,
-            "gradientCheckpointing": "Enabled" if checkpointing else "Disabled" if checkpointing is False else None,
-            "precision": common.precision(settings),
-            "neftuneAlpha": settings.first("neftune_noise_alpha", "noisy_embedding_alpha"),
-            "seed": settings.take("seed"),
+            **common.training(settings, _WORDS),
+            "packing": common.switch(bool(packing)) if objective["type"] == "SFT" else None,
+            "gradientCheckpointing": _checkpointing(settings),
+            "neftuneAlpha": settings.first_number("neftune_noise_alpha", "noisy_embedding_alpha"),
             "earlyStopping": {"patience": patience} if patience else None,
         },
         "checkpoint": _checkpoint(settings),
@@ -133,15 +125,24 @@ def convert(settings: Settings) -> dict[str, Any]:
     return spec
 
 
+def _checkpointing(settings: Settings) -> str | None:
+    """training.gradientCheckpointing; axolotl also has words for where the activations go meanwhile."""
+    if settings.take("gradient_checkpointing") in ("offload", "offload_disk"):
+        settings.warn("gradient_checkpointing", "activations are computed again, not kept elsewhere")
+        return "Enabled"
+    asked = settings.flag("gradient_checkpointing")
+    return None if asked is None else common.switch(asked)
+
+
 def _objective(settings: Settings) -> dict[str, Any]:
     kind = settings.take("rl")
-    if settings.take("reward_model"):
+    if settings.flag("reward_model"):
         return {"type": "Reward"}
     if kind is None:
         return {"type": "SFT"}
     if kind not in ("dpo", "kto", "orpo"):
         raise settings.refuse("rl", "a FineTune has DPO, KTO and ORPO")
-    beta = settings.first("rl_beta", "dpo_beta") if kind != "orpo" else settings.take("orpo_alpha")
+    beta = settings.first_number("rl_beta", "dpo_beta") if kind != "orpo" else settings.number("orpo_alpha")
     return {"type": kind.upper(), "beta": beta}
 
 
@@ -153,7 +154,7 @@ def _method(settings: Settings) -> dict[str, Any]:
         )
     if adapter not in ("lora", "qlora"):
         raise settings.refuse("adapter", "a FineTune can be imported from lora and qlora")
-    four, eight = settings.take("load_in_4bit"), settings.take("load_in_8bit")
+    four, eight = settings.flag("load_in_4bit"), settings.flag("load_in_8bit")
     method: dict[str, Any] = {"type": "QLoRA" if adapter == "qlora" or four else "LoRA", "lora": _lora(settings)}
     if method["type"] == "QLoRA":
         method["quantization"] = _quantization(settings)
@@ -163,70 +164,75 @@ def _method(settings: Settings) -> dict[str, Any]:
 
 
 def _lora(settings: Settings) -> dict[str, Any]:
-    linear, named = settings.take("lora_target_linear"), settings.take("lora_target_modules")
-    targets = ["all-linear"] if linear else [named] if isinstance(named, str) else named
+    linear, named = settings.flag("lora_target_linear"), _targets(settings)
+    targets = ["all-linear"] if linear else named
     if not targets:
         raise CannotImport("lora_target_modules: no layer is named; set it, or lora_target_linear: true")
-    peft = Settings(settings.take("peft") or {}, "peft.")
+    peft = settings.part("peft")
     loftq = peft.take("loftq_config")
-    peft.warn_of_the_rest()
-    settings.warnings += peft.warnings
+    settings.finish(peft)
     start = settings.one_of("peft_init_lora_weights", _INITIALIZATIONS, "loftq" if loftq else "True")
     return {
-        "rank": settings.take("lora_r", 8),
-        "alpha": settings.take("lora_alpha", 8),
-        "dropout": settings.take("lora_dropout", 0.0),
+        "rank": settings.count("lora_r", 8),
+        "alpha": settings.number("lora_alpha", 8),
+        "dropout": settings.number("lora_dropout", 0.0),
         "targetModules": targets,
-        "modulesToSave": settings.take("lora_modules_to_save"),
-        "useDora": settings.take("peft_use_dora") or None,
-        "useRslora": settings.take("peft_use_rslora") or None,
+        "modulesToSave": settings.names("lora_modules_to_save"),
+        "useDora": settings.flag("peft_use_dora") or None,
+        "useRslora": settings.flag("peft_use_rslora") or None,
         "initialization": None if start == "Default" else start,
         "layersToTransform": settings.first("peft_layers_to_transform", "lora_layers_to_transform"),
-        "loraPlusRatio": settings.take("loraplus_lr_ratio"),
+        "loraPlusRatio": settings.number("loraplus_lr_ratio"),
     }
+
+
+def _targets(settings: Settings) -> list[str]:
+    """Names of layers in a list; one text is a name or a regular expression, in which commas may be."""
+    named = settings.take("lora_target_modules")
+    return [named] if isinstance(named, str) else settings.names("lora_target_modules")
 
 
 def _quantization(settings: Settings) -> dict[str, Any]:
-    options = Settings(settings.take("bnb_config_kwargs") or {}, "bnb_config_kwargs.")
+    options = settings.part("bnb_config_kwargs")
     found = {
-        "type": str(options.take("bnb_4bit_quant_type", "nf4")).upper(),
-        "doubleQuant": bool(options.take("bnb_4bit_use_double_quant", True)),
+        "type": options.text("bnb_4bit_quant_type", "nf4").upper(),
+        "doubleQuant": options.flag("bnb_4bit_use_double_quant", True),
     }
-    options.warn_of_the_rest()
-    settings.warnings += options.warnings
+    settings.finish(options)
     return found
 
 
 def _datasets(settings: Settings, objective: str) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """(dataset.train, dataset.evaluation, format and columns)."""
-    entries = settings.take("datasets") or []
+    entries = settings.parts("datasets")
     if not entries:
         raise CannotImport("datasets: there are none; name one with its path and type")
-    tests = settings.take("test_datasets") or []
+    tests = settings.parts("test_datasets")
     if len(tests) > 1:
         raise settings.refuse("test_datasets", "dataset.evaluation has one source; keep one")
-    forms = [_form(settings, Settings(entry, f"datasets[{at}]."), objective) for at, entry in enumerate(entries)]
+    forms = [_form(settings, entry, objective) for entry in entries]
     if any(form != forms[0] for form in forms):
         raise CannotImport("datasets: they have different types or columns; bring them into one format and file")
     if len(entries) > 1:
-        names = [str(entry.get("path", "")) for entry in entries]
+        names = [entry.text("path") for entry in entries]
         return common.to_be_uploaded(settings, "datasets", names), None, forms[0]
-    evaluation = _source(settings, Settings(tests[0], "test_datasets[0].")) if tests else None
-    return _source(settings, Settings(entries[0], "datasets[0].")), evaluation, forms[0]
+    evaluation = _source(settings, tests[0]) if tests else None
+    return _source(settings, entries[0]), evaluation, forms[0]
 
 
 def _source(settings: Settings, entry: Settings) -> dict[str, Any]:
-    path, files = str(entry.take("path", "")), entry.take("data_files")
-    named = [files] if isinstance(files, str) else list(files or [])
+    path, named = entry.text("path"), entry.names("data_files")
+    if not path:
+        raise entry.refuse("path", "it is missing; name a file or a hub repository")
     if path.startswith("s3://"):
         return {"s3": {"uri": path}}
     if common.is_hub_repository(path) and not named:
-        split = entry.take("split", "train")
-        if not str(split).replace("_", "").replace("-", "").isalnum():
+        split = entry.text("split", "train")
+        if not split.replace("_", "").replace("-", "").isalnum():
             raise entry.refuse("split", "a FineTune reads a whole split; use dataset.maxSamples for a part of it")
         return {
             "huggingFace": {
-                "repo": path, "subset": entry.take("name"), "split": split, "revision": entry.take("revision")
+                "repo": path, "subset": entry.text("name"), "split": split, "revision": entry.text("revision")
             }
         }  # fmt: skip
     source = common.to_be_uploaded(entry, "data_files" if named else "path", named or [path])
@@ -238,26 +244,24 @@ def _form(settings: Settings, entry: Settings, objective: str) -> dict[str, Any]
     """format and columns of a dataset's type."""
     for name in ("path", "name", "split", "revision", "data_files", "ds_type"):
         entry.take(name)
-    kind = entry.take("type")
-    form = _preference(entry, str(kind)) if objective != "SFT" else _sft(entry, kind)
+    form = _preference(entry, entry.text("type")) if objective != "SFT" else _sft(entry)
     if objective == "KTO":
         form["format"] = "UnpairedPreference"
     for name in ("chat_template", "conversation"):
         entry.warn(name, common.TEMPLATE)
     entry.warn("roles", "roles are recognised: human is user, gpt is assistant")
-    entry.warn_of_the_rest()
-    settings.warnings += entry.warnings
+    settings.finish(entry)
     return form
 
 
-def _sft(entry: Settings, kind: Any) -> dict[str, Any]:
-    if isinstance(kind, dict):
-        return _own_prompt(entry, Settings(kind, f"{entry.path}type."))
-    name = str(kind or "").partition(":")[0].partition(".")[0]
+def _sft(entry: Settings) -> dict[str, Any]:
+    if isinstance(entry.take("type"), dict):
+        return _own_prompt(entry, entry.part("type"))
+    name = entry.text("type").partition(":")[0].partition(".")[0]
     if name == "completion":
-        return {"format": "Text", "columns": _renamed(text=entry.take("field"))}
+        return {"format": "Text", "columns": _renamed(text=entry.text("field"))}
     if name == "sharegpt":
-        return {"format": "ShareGPT", "columns": _renamed(conversations=entry.take("field_messages"))}
+        return {"format": "ShareGPT", "columns": _renamed(conversations=entry.text("field_messages"))}
     if name == "chat_template":
         return _chat(entry)
     if name.startswith("alpaca"):
@@ -267,10 +271,10 @@ def _sft(entry: Settings, kind: Any) -> dict[str, Any]:
 
 
 def _chat(entry: Settings) -> dict[str, Any]:
-    names = entry.take("message_property_mappings") or {}
-    role = entry.first("message_field_role") or names.get("role", "role")
-    content = entry.first("message_field_content") or names.get("content", "content")
-    column = entry.take("field_messages", "messages")
+    names = entry.part("message_property_mappings")
+    role = entry.text("message_field_role") or names.text("role", "role")
+    content = entry.text("message_field_content") or names.text("content", "content")
+    column = entry.text("field_messages", "messages")
     if entry.take("roles_to_train", ["assistant"]) not in (["assistant"], ["gpt"], ["assistant", "gpt"]):
         raise entry.refuse("roles_to_train", "a FineTune learns the assistant's turns; or all with training.lossOn")
     entry.warn("train_on_eos", "the end of each learned turn is learned")
@@ -283,15 +287,14 @@ def _chat(entry: Settings) -> dict[str, Any]:
 
 def _own_prompt(entry: Settings, kind: Settings) -> dict[str, Any]:
     columns = _renamed(
-        instruction=kind.take("field_instruction"),
-        input=kind.take("field_input"),
-        output=kind.take("field_output"),
-        system=kind.take("field_system"),
+        instruction=kind.text("field_instruction"),
+        input=kind.text("field_input"),
+        output=kind.text("field_output"),
+        system=kind.text("field_system"),
     )
     for name in ("format", "no_input_format", "system_format", "system_prompt"):
         kind.warn(name, "the prompt is written by the base model's chat template")
-    kind.warn_of_the_rest()
-    entry.warnings += kind.warnings
+    entry.finish(kind)
     return {"format": "Alpaca", "columns": columns}
 
 
@@ -299,9 +302,9 @@ def _preference(entry: Settings, kind: str) -> dict[str, Any]:
     last = kind.rpartition(".")[2]
     if kind.startswith("chat_template"):
         columns = {
-            "prompt": entry.take("field_messages", "messages"),
-            "chosen": entry.take("field_chosen"),
-            "rejected": entry.take("field_rejected"),
+            "prompt": entry.text("field_messages", "messages"),
+            "chosen": entry.text("field_chosen"),
+            "rejected": entry.text("field_rejected"),
         }
         entry.take("message_property_mappings")
     elif last in _PREFERENCES:
@@ -311,19 +314,19 @@ def _preference(entry: Settings, kind: str) -> dict[str, Any]:
     return {"format": "Preference", "columns": _renamed(**columns)}
 
 
-def _renamed(**columns: Any) -> dict[str, Any]:
+def _renamed(**columns: str | None) -> dict[str, str]:
     return {ours: theirs for ours, theirs in columns.items() if theirs and theirs != ours}
 
 
 def _checkpoint(settings: Settings) -> dict[str, Any]:
-    per_epoch = settings.take("saves_per_epoch")
+    per_epoch = settings.number("saves_per_epoch")
     if per_epoch and per_epoch != 1:
         settings.warn("saves_per_epoch", "a FineTune saves every epoch, number of steps or time: epoch is taken")
-    return common.checkpoints(settings, "epoch" if per_epoch else settings.take("save_steps"))
+    return common.checkpoints(settings, "epoch" if per_epoch else settings.count("save_steps"))
 
 
 def _output(settings: Settings) -> dict[str, Any] | None:
-    repo = settings.take("hub_model_id")
+    repo = settings.text("hub_model_id")
     settings.take("hub_strategy")
     if not repo:
         return None

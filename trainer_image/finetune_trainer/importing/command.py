@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from finetune_trainer.finetunefile import BadFile, checked
+from finetune_trainer.finetunefile import BadFile, checked, documents
 from finetune_trainer.importing import axolotl, llamafactory
 from finetune_trainer.importing.common import object_name
 from finetune_trainer.importing.settings import CannotImport, Settings, without_nothing
@@ -22,8 +22,11 @@ def main(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
     try:
         text, warnings = imported(path, arguments.tool)
-    except (BadFile, CannotImport) as error:
+    except BadFile as error:
         print(error, file=sys.stderr)
+        return 1
+    except CannotImport as error:
+        print(f"{path}: {error}", file=sys.stderr)
         return 1
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -61,15 +64,12 @@ def detect(values: dict[str, Any]) -> str:
     counts = {name: len(tool.MARKS & set(values)) for name, tool in TOOLS.items()}
     best = max(counts, key=lambda name: counts[name])
     if len(set(counts.values())) == 1:
-        raise BadFile(f"neither {' nor '.join(TOOLS)} has settings like these; name the tool with --from")
+        raise CannotImport(f"neither {' nor '.join(TOOLS)} has settings like these; name the tool with --from")
     return best
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadFile(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise BadFile(f"{path} holds no settings")
-    return {str(name): value for name, value in values.items()}
+    found = documents(path)
+    if len(found) != 1 or not isinstance(found[0], dict):
+        raise BadFile(f"{path} holds no settings: one YAML document with name: value is expected")
+    return {str(name): value for name, value in found[0].items()}

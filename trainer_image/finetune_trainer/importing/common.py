@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ OPTIMIZERS = {
 SEVERAL_GPUS = (
     "several GPUs: set resources.gpus; the effective batch was training.batchSize times the GPUs: raise it too"
 )
-METRICS = "metrics.jsonl and report.html are in the bucket"
+METRICS = "metrics.jsonl, TensorBoard files and report.html are in the bucket"
 ATTENTION = "the trainer chooses its attention; the result is the same"
 SPEED = "a matter of speed; the result is the same"
 TEMPLATE = "the base model's own chat template is used; one is chosen where it has none"
@@ -42,10 +43,50 @@ _REPO = re.compile(r"^([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*$")
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt|arrow)(\.gz)?$", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a tool calls a setting that all have, with its default: (name, default)."""
+
+    epochs: tuple[str, float]
+    micro_batch: tuple[str, int]
+    max_length: tuple[str, int]
+    scheduler: tuple[str, str]
+    optimizer: tuple[str, str]
+    loss_on_prompts: str
+    warmup_ratio: float
+
+
+def training(settings: Settings, words: Words) -> dict[str, Any]:
+    """What of spec.training the tools have in common."""
+    micro, steps = settings.count(*words.micro_batch), settings.count("gradient_accumulation_steps", 1)
+    max_steps, epochs = settings.count("max_steps"), settings.number(*words.epochs)
+    max_steps = max_steps if max_steps and max_steps > 0 else None  # transformers has -1 for none
+    return {
+        "epochs": None if max_steps else float(epochs),
+        "maxSteps": max_steps,
+        "learningRate": float(settings.number("learning_rate", 5e-5)),
+        "scheduler": settings.one_of(words.scheduler[0], SCHEDULERS, words.scheduler[1]),
+        "warmupRatio": warmup_ratio(settings, max_steps, words.warmup_ratio),
+        "weightDecay": settings.number("weight_decay"),
+        "maxGradNorm": settings.number("max_grad_norm"),
+        "optimizer": settings.one_of(words.optimizer[0], OPTIMIZERS, words.optimizer[1]),
+        "batchSize": micro * steps,
+        "microBatchSize": micro,
+        "maxLength": settings.count(*words.max_length),
+        "lossOn": "All" if settings.flag(words.loss_on_prompts) else None,
+        "precision": precision(settings),
+        "seed": settings.count("seed"),
+    }
+
+
+def switch(enabled: bool) -> str:
+    return "Enabled" if enabled else "Disabled"
+
+
 def base_model(settings: Settings, name: str, revision: str) -> dict[str, Any]:
     """spec.baseModel of a hub repository, an s3:// address or a local folder."""
-    where, version = str(settings.take(name, "")), settings.take(revision)
-    trusted = settings.take("trust_remote_code") or None
+    where, version = settings.text(name), settings.text(revision)
+    trusted = settings.flag("trust_remote_code") or None
     if not where:
         raise settings.refuse(name, "it is missing; name the base model")
     if where.startswith("s3://"):
@@ -74,13 +115,13 @@ def to_be_uploaded(settings: Settings, name: str, names: list[str]) -> dict[str,
 
 def warmup_ratio(settings: Settings, max_steps: int | None, default: float) -> float:
     """A share of the steps, whatever it was written as."""
-    ratio, steps = settings.take("warmup_ratio"), settings.take("warmup_steps")
+    ratio, steps = settings.number("warmup_ratio"), settings.number("warmup_steps")
     if ratio is not None:
         return float(ratio)
-    if steps and 0 < float(steps) < 1:
+    if steps and 0 < steps < 1:
         return float(steps)
     if steps and max_steps:
-        return round(min(1.0, float(steps) / max_steps), 4)
+        return round(min(1.0, steps / max_steps), 4)
     if steps:
         settings.warn("warmup_steps", f"a FineTune has a share of the steps: training.warmupRatio: {default} is taken")
     return default
@@ -98,19 +139,19 @@ def precision(settings: Settings) -> str:
 
 def held_out(settings: Settings, name: str) -> dict[str, Any] | None:
     """dataset.evaluation of a share of the rows."""
-    share = settings.take(name) or 0
+    share = settings.number(name)
     if not share:
         return None
-    if not 0 < float(share) <= 0.5:
+    if not 0 < share <= 0.5:
         raise settings.refuse(name, "a FineTune holds out a share of the rows: write a fraction of at most 0.5")
     return {"fraction": float(share)}
 
 
-def checkpoints(settings: Settings, steps: Any) -> dict[str, Any]:
+def checkpoints(settings: Settings, steps: int | str | None) -> dict[str, Any]:
     """spec.checkpoint. `steps`: between checkpoints, as the tool has it."""
     by_epoch = settings.take("save_strategy") == "epoch"
     every = "epoch" if by_epoch else steps
-    return {"every": every, "keep": settings.take("save_total_limit")}
+    return {"every": every, "keep": settings.count("save_total_limit")}
 
 
 def object_name(text: str) -> str:

@@ -67,6 +67,15 @@ _SAME_RESULT = {
     "adam_epsilon": "the optimizer's default holds",
     "ref_model": "the reference is the base model without its adapter",
 }
+_WORDS = common.Words(
+    epochs=("num_train_epochs", 3.0),
+    micro_batch=("per_device_train_batch_size", 8),
+    max_length=("cutoff_len", 2048),
+    scheduler=("lr_scheduler_type", "linear"),
+    optimizer=("optim", "adamw_torch"),
+    loss_on_prompts="train_on_prompt",
+    warmup_ratio=0.0,
+)
 # formatting in dataset_info.json -> {its column: ours}
 _COLUMNS = {
     "Alpaca": {"prompt": "instruction", "query": "input", "response": "output", "system": "system"},
@@ -86,13 +95,9 @@ def convert(settings: Settings, folder: Path) -> dict[str, Any]:
     """spec of the FineTune; `folder` is where the file lies. Raises: CannotImport for what would train something else."""
     settings.refuse_if_set(_OTHER_RESULT)
     settings.take("do_train")
-    if settings.take("do_predict"):
+    if settings.flag("do_predict"):
         raise settings.refuse("do_predict", "this file does not train; import the one that does")
     objective = _objective(settings)
-    micro = int(settings.take("per_device_train_batch_size", 8))
-    max_steps = settings.take("max_steps", -1)
-    max_steps = max_steps if max_steps > 0 else None
-    epochs = settings.take("num_train_epochs", 3.0)
     pretraining = settings.take("stage") == "pt"
     train, evaluation, form = _datasets(settings, objective["type"], pretraining, folder)
     spec = {
@@ -100,31 +105,18 @@ def convert(settings: Settings, folder: Path) -> dict[str, Any]:
         "dataset": {
             "train": train,
             "evaluation": evaluation or common.held_out(settings, "val_size"),
-            "maxSamples": settings.take("max_samples"),
+            "maxSamples": settings.count("max_samples"),
             **form,
         },
         "objective": objective,
         "method": _method(settings),
         "training": {
-            "epochs": None if max_steps else float(epochs),
-            "maxSteps": max_steps,
-            "learningRate": float(settings.take("learning_rate", 5e-5)),
-            "scheduler": settings.one_of("lr_scheduler_type", common.SCHEDULERS, "linear"),
-            "warmupRatio": common.warmup_ratio(settings, max_steps, 0.0),
-            "weightDecay": settings.take("weight_decay"),
-            "maxGradNorm": settings.take("max_grad_norm"),
-            "optimizer": settings.one_of("optim", common.OPTIMIZERS, "adamw_torch"),
-            "batchSize": micro * int(settings.take("gradient_accumulation_steps", 1)),
-            "microBatchSize": micro,
-            "maxLength": settings.take("cutoff_len", 2048),
+            **common.training(settings, _WORDS),
             "packing": _packing(settings, pretraining) if objective["type"] == "SFT" else None,
-            "lossOn": "All" if settings.take("train_on_prompt") else None,
-            "gradientCheckpointing": "Disabled" if settings.take("disable_gradient_checkpointing") else "Enabled",
-            "precision": common.precision(settings),
-            "neftuneAlpha": settings.take("neftune_noise_alpha"),
-            "seed": settings.take("seed"),
+            "gradientCheckpointing": common.switch(not settings.flag("disable_gradient_checkpointing")),
+            "neftuneAlpha": settings.number("neftune_noise_alpha"),
         },
-        "checkpoint": common.checkpoints(settings, settings.take("save_steps", 500)),
+        "checkpoint": common.checkpoints(settings, settings.count("save_steps", 500)),
         "output": _output(settings),
     }
     for name, why in _SAME_RESULT.items():
@@ -135,7 +127,7 @@ def convert(settings: Settings, folder: Path) -> dict[str, Any]:
 def _objective(settings: Settings) -> dict[str, Any]:
     stages = {"sft": "SFT", "pt": "SFT", "dpo": "DPO", "kto": "KTO", "rm": "Reward"}
     kind = settings.one_of("stage", stages, "sft")
-    beta, loss = settings.take("pref_beta", 0.1), settings.take("pref_loss", "sigmoid")
+    beta, loss = settings.number("pref_beta", 0.1), settings.take("pref_loss", "sigmoid")
     if kind == "DPO" and loss == "orpo":
         kind = "ORPO"
     elif kind == "DPO" and loss != "sigmoid":
@@ -147,59 +139,54 @@ def _method(settings: Settings) -> dict[str, Any]:
     kind = settings.take("finetuning_type", "lora")
     if kind != "lora":
         raise settings.refuse("finetuning_type", "a FineTune trains adapters; set finetuning_type: lora")
-    bits = settings.take("quantization_bit")
+    bits = settings.count("quantization_bit")
     by = settings.first("quantization_method", "quantization_backend")
     if bits and by not in (None, "bitsandbytes", "bnb"):
         raise settings.refuse("quantization_method", "a FineTune quantizes with bitsandbytes")
     if bits not in (None, 4, 8):
         raise settings.refuse("quantization_bit", "a FineTune has 4 and 8 bit")
     method: dict[str, Any] = {"type": "QLoRA" if bits == 4 else "LoRA", "lora": _lora(settings)}
-    quant_type, double = settings.take("quantization_type", "nf4"), settings.take("double_quantization", True)
+    quant_type, double = settings.text("quantization_type", "nf4"), settings.flag("double_quantization", True)
     if bits == 4:
-        method["quantization"] = {"type": str(quant_type).upper(), "doubleQuant": bool(double)}
+        method["quantization"] = {"type": quant_type.upper(), "doubleQuant": double}
     elif bits == 8:
         method["quantization"] = {"type": "INT8"}
     return method
 
 
 def _lora(settings: Settings) -> dict[str, Any]:
-    rank, target = int(settings.take("lora_rank", 8)), str(settings.take("lora_target", "all"))
-    whole = settings.take("additional_target")
+    rank, targets = settings.count("lora_rank", 8), settings.names("lora_target")
     settings.warn("pissa_iter", "PiSSA takes the exact decomposition")
     settings.warn("pissa_convert", "the adapter is always converted to a plain LoRA")
     settings.warn("create_new_adapter", "a run always makes a new adapter")
     return {
         "rank": rank,
-        "alpha": settings.take("lora_alpha", 2 * rank),
-        "dropout": settings.take("lora_dropout", 0.0),
-        "targetModules": ["all-linear"] if target == "all" else _names(target),
-        "modulesToSave": _names(whole) if whole else None,
-        "useDora": settings.take("use_dora") or None,
-        "useRslora": settings.take("use_rslora") or None,
-        "initialization": "PiSSA" if settings.take("pissa_init") else None,
-        "loraPlusRatio": settings.take("loraplus_lr_ratio"),
+        "alpha": settings.number("lora_alpha", 2 * rank),
+        "dropout": settings.number("lora_dropout", 0.0),
+        "targetModules": ["all-linear"] if targets in ([], ["all"]) else targets,
+        "modulesToSave": settings.names("additional_target"),
+        "useDora": settings.flag("use_dora") or None,
+        "useRslora": settings.flag("use_rslora") or None,
+        "initialization": "PiSSA" if settings.flag("pissa_init") else None,
+        "loraPlusRatio": settings.number("loraplus_lr_ratio"),
     }
 
 
 def _packing(settings: Settings, pretraining: bool) -> str:
-    packed, neat = settings.take("packing", pretraining), settings.take("neat_packing")
+    packed, neat = settings.flag("packing", pretraining), settings.flag("neat_packing")
     if packed and not neat:
         settings.warn("packing", "packed samples do not see each other here, as with neat_packing: true")
-    return "Enabled" if packed or neat else "Disabled"
-
-
-def _names(text: Any) -> list[str]:
-    return [name.strip() for name in (text if isinstance(text, list) else str(text).split(","))]
+    return common.switch(bool(packed or neat))
 
 
 def _datasets(
     settings: Settings, objective: str, pretraining: bool, folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """(dataset.train, dataset.evaluation, format and columns)."""
-    names = _names(settings.take("dataset", ""))
-    if not names[0]:
+    names = settings.names("dataset")
+    if not names:
         raise CannotImport("dataset: there is none; name one")
-    known = _known_datasets(folder, str(settings.take("dataset_dir", "data")))
+    known = _known_datasets(folder, settings.text("dataset_dir", "data"))
     forms = [_form(known.get(name), objective, pretraining) for name in names]
     missing = [name for name in names if name not in known]
     if missing:
@@ -208,32 +195,37 @@ def _datasets(
         settings.warn("max_samples", "it is per dataset there, and dataset.maxSamples is for all rows together")
     if any(form != forms[0] for form in forms):
         raise settings.refuse("dataset", "they have different formats or columns; bring them into one format and file")
-    evaluation = settings.take("eval_dataset")
-    held = _source(settings, "eval_dataset", _names(evaluation), known) if evaluation else None
+    evaluation = settings.names("eval_dataset")
+    held = _source(settings, "eval_dataset", evaluation, known) if evaluation else None
     return _source(settings, "dataset", names, known), held, forms[0]
 
 
-def _known_datasets(folder: Path, directory: str) -> dict[str, Any]:
+def _known_datasets(folder: Path, directory: str) -> dict[str, Settings]:
     """dataset_info.json of the folder that dataset_dir names, from the file's own folder or one above it."""
     for start in (folder, *folder.resolve().parents):
         path = start / directory / "dataset_info.json"
         if path.is_file():
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return found
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise CannotImport(f"{path} cannot be read: {error}") from error
+            if not isinstance(found, dict):
+                raise CannotImport(f"{path} holds no datasets; each is a name with settings of its own")
+            entries = Settings(found, f"{path}: ")
+            return {name: entries.part(name) for name, entry in found.items() if isinstance(entry, dict)}
     return {}
 
 
-def _source(settings: Settings, field: str, names: list[str], known: dict[str, Any]) -> dict[str, Any]:
-    entries = [known.get(name) or {} for name in names]
-    if len(names) == 1 and (repo := entries[0].get("hf_hub_url")):
-        return {
-            "huggingFace": {"repo": repo, "subset": entries[0].get("subset"), "split": entries[0].get("split", "train")}
-        }
-    files = [str(entry.get("file_name") or f"{name}.jsonl") for name, entry in zip(names, entries, strict=True)]
+def _source(settings: Settings, field: str, names: list[str], known: dict[str, Settings]) -> dict[str, Any]:
+    entries = [known.get(name, Settings({})) for name in names]
+    if len(names) == 1 and (repo := entries[0].text("hf_hub_url")):
+        subset, split = entries[0].text("subset"), entries[0].text("split", "train")
+        return {"huggingFace": {"repo": repo, "subset": subset, "split": split}}
+    files = [entry.text("file_name", f"{name}.jsonl") for name, entry in zip(names, entries, strict=True)]
     return common.to_be_uploaded(settings, field, files)
 
 
-def _form(entry: dict[str, Any] | None, objective: str, pretraining: bool) -> dict[str, Any]:
+def _form(entry: Settings | None, objective: str, pretraining: bool) -> dict[str, Any]:
     """format and columns of an entry of dataset_info.json."""
     if pretraining:
         form = "Text"
@@ -241,21 +233,18 @@ def _form(entry: dict[str, Any] | None, objective: str, pretraining: bool) -> di
         return {}
     elif objective != "SFT":
         form = "UnpairedPreference" if objective == "KTO" else "Preference"
-    elif entry.get("formatting", "alpaca") == "alpaca":
+    elif entry.text("formatting", "alpaca") == "alpaca":
         form = "Alpaca"
     else:
-        form = "Messages" if (entry.get("tags") or {}).get("role_tag", "from") == "role" else "ShareGPT"
-    columns = {
-        _COLUMNS[form][theirs]: name
-        for theirs, name in ((entry or {}).get("columns") or {}).items()
-        if theirs in _COLUMNS[form] and _COLUMNS[form][theirs] != name
-    }
+        form = "Messages" if entry.part("tags").text("role_tag", "from") == "role" else "ShareGPT"
+    named = entry.part("columns") if entry else Settings({})
+    columns = {ours: name for theirs, ours in _COLUMNS[form].items() if (name := named.text(theirs)) and name != ours}
     return {"format": form, "columns": columns}
 
 
 def _output(settings: Settings) -> dict[str, Any] | None:
-    pushed, repo = settings.take("push_to_hub"), settings.take("hub_model_id")
-    private = settings.take("hub_private_repo")
+    pushed, repo = settings.flag("push_to_hub"), settings.text("hub_model_id")
+    private = settings.flag("hub_private_repo")
     if not (pushed and repo):
         return None
     settings.warn("hub_model_id", "pushing needs a token: put one into Secret hugging-face, key token")
