@@ -1,6 +1,6 @@
 """Checkpoints in the bucket: everything a run needs to go on as if nothing had happened, in safetensors and JSON.
 
-There is no random state in them: every step seeds itself (fit.py). There is no scheduler state: the rate is a function of
+There is no random state in them: every micro batch seeds itself (fit.py). There is no scheduler state: the rate is a function of
 the step. So a checkpoint is the trained weights, the optimizer's memory and a few numbers.
 """
 

@@ -1,4 +1,4 @@
-"""The training loop: steps that seed themselves, an effective batch that never changes, checkpoints that lose nothing."""
+"""The training loop: steps that repeat exactly, an effective batch that never changes, checkpoints that lose nothing."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer import methods
 from finetune_trainer.attention import lengths_now
 from finetune_trainer.checkpoint import Snapshot, State
-from finetune_trainer.data import Rows, batch_rows
+from finetune_trainer.data import Row, Rows, batch_rows
 from finetune_trainer.distributed import World, sum_gradients, summed
 from finetune_trainer.failures import NON_FINITE_LOSS, RunFailure
 from finetune_trainer.initialization import Tensors
@@ -84,17 +84,15 @@ class Fit:
     def step(self) -> None:
         """One optimizer step over exactly the effective batch."""
         state, plan, training = self.state, self.plan, self.spec.training
-        # Nothing random outlives a step: a resumed run, on any node, draws what the first one would have drawn.
-        torch.manual_seed(step_seed(training.seed, state.step, self.world.rank))
         learning_rate = self.learning_rate()
         set_learning_rate(self.optimizer, learning_rate)
         batch = batch_rows(state.step, plan.batch_size, plan.rows, training.seed)
-        mine = micro_batches(rows_of_rank(batch, self.world.rank, self.world.size), plan.micro_batch)
-        chunks = [[self.rows[index] for index in chunk] for chunk in mine if chunk]
-        totals = batch_totals(self.objective, self.model, chunks, self.world, self.device)
+        mine = micro_batches(rows_of_rank(list(range(len(batch))), self.world.rank, self.world.size), plan.micro_batch)
+        chunks = {places[0]: [self.rows[batch[place]] for place in places] for places in mine}
+        totals = batch_totals(self.objective, self.model, self._seeded(chunks), self.world, self.device)
         loss = torch.zeros((), device=self.device)
         with neftune(self.model, training.neftune_alpha):
-            for rows in chunks:
+            for rows in self._seeded(chunks):
                 loss += self.objective.backward(self.model, rows, totals, self.scaler.get_scale(), self.device)
         penalty = methods.penalty(self.model)
         if penalty is not None:
@@ -114,6 +112,16 @@ class Fit:
             {"step": state.step, "loss": mean, "gradNorm": norm, "learningRate": learning_rate, "tokens": state.tokens}
             | {"time": round(time.time(), 3)}
         )
+
+    def _seeded(self, chunks: dict[int, list[Row]]) -> Iterator[list[Row]]:
+        """The micro batches; `chunks`: their rows, by the place of the first one in the effective batch.
+
+        Nothing random outlives a micro batch, and what it draws depends on that place: a resumed run, on any node, and
+        one with another number of processes draw what the first one would have drawn.
+        """
+        for place, rows in chunks.items():
+            torch.manual_seed(random_seed(self.spec.training.seed, self.state.step, place))
+            yield rows
 
     def learning_rate(self) -> float:
         training, plan = self.spec.training, self.plan
@@ -195,9 +203,9 @@ class Fit:
             parameter.data.copy_(tensors[name])
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Another random stream for each step and process."""
-    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
+def random_seed(seed: int, step: int, place: int) -> int:
+    """Another random stream for each micro batch of each step."""
+    return ((seed * 1_000_003 + step) * 65_537 + place) % 2**63
 
 
 def evaluation_interval(spec: FineTuneSpec, plan: Plan) -> int:

@@ -43,15 +43,19 @@ def learning_rate_factor(scheduler: str, step: int, steps: int, warmup: int, res
     return CURVES[scheduler](1 - done)
 
 
-def rows_of_rank(batch: list[int], rank: int, world_size: int) -> list[int]:
-    """The rows of one effective batch that one process computes: every world_size-th, so that all get equally many."""
-    return batch[rank::world_size]
+def rows_of_rank(rows: list[int], rank: int, world_size: int) -> list[int]:
+    """The rows that one process computes: neighbours, so that its micro batches are some of those that one process alone
+    would have, wherever these come out even."""
+    return cut(rows, world_size)[rank]
 
 
 def micro_batches(rows: list[int], micro_batch: int) -> list[list[int]]:
-    """Rows cut into micro batches of at most `micro_batch` rows, as even as can be: 10 rows by 4 are 4, 3, 3."""
-    count = max(1, math.ceil(len(rows) / micro_batch))
+    """Rows cut into micro batches of at most `micro_batch` rows."""
+    return cut(rows, max(1, math.ceil(len(rows) / micro_batch)))
+
+
+def cut(rows: list[int], count: int) -> list[list[int]]:
+    """`count` parts, as even as can be: 10 rows cut in 3 are 4, 3, 3."""
     short, longer = divmod(len(rows), count)
-    sizes = [short + 1] * longer + [short] * (count - longer)
-    edges = [sum(sizes[:i]) for i in range(count + 1)]
+    edges = [part * short + min(part, longer) for part in range(count + 1)]
     return [rows[a:b] for a, b in pairwise(edges)]

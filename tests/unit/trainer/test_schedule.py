@@ -44,10 +44,17 @@ def test_micro_batches_hold_all_rows_and_no_more_than_they_may(micro_batch: int)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_processes_share_a_batch_without_overlap() -> None:
-    shares = [rows_of_rank(list(range(8)), rank, 2) for rank in range(2)]
-    assert sorted(shares[0] + shares[1]) == list(range(8))
-    assert len(shares[0]) == len(shares[1])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_the_micro_batches_of_one(processes: int) -> None:
+    batch = list(range(16))
+    shares = [micro_batches(rows_of_rank(batch, rank, processes), 2) for rank in range(processes)]
+    assert [chunk for share in shares for chunk in share] == micro_batches(batch, 2)
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_processes_share_rows_that_cannot_be_shared_evenly_without_overlap() -> None:
+    assert [rows_of_rank(list(range(7)), rank, 3) for rank in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]
+    assert [rows_of_rank([5], rank, 2) for rank in range(2)] == [[5], []]
 
 
 @pytest.mark.parametrize(
