@@ -17,32 +17,55 @@ from finetune_trainer.objectives import make_objective
 from finetune_trainer.plan import Plan
 from finetune_trainer.precision import choose_precision
 from finetune_trainer.quantization import load_base_model
+from finetune_trainer.reference import set_references
 from finetune_trainer.runspec import RunSpec, Storage
 
-from .tiny import make_rows, write_dataset
+from .tiny import make_judged, make_pairs, make_rows, write_dataset
 
 CPU = torch.device("cpu")
+FP32 = choose_precision("FP32", "cpu", False)
 
 
 class Setup:
-    """What a run needs, around a tiny model."""
+    """What a run needs, around a tiny model: rows of its objective, and some more that are held out."""
 
-    def __init__(self, folder: Path, model: Path, spec: Any, snapshot: Snapshot | None = None, steps: int = 8) -> None:
-        precision = choose_precision("FP32", "cpu", False)
-        self.rows = Rows(write_dataset(folder / "data", make_rows(24)), "train", folder / "scratch")
-        base = load_base_model(model, spec, precision, CPU)
-        layout = "padded" if virtual_tokens(spec) else "flat"
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        spec: Any,
+        snapshot: Snapshot | None = None,
+        steps: int = 8,
+        micro_batch: int = 4,
+        layout: str = "flat",
+        world: World = World(),  # noqa: B008  # it is frozen
+    ) -> None:
+        kind = spec.objective.type
+        make, count = {"SFT": (make_rows, 24), "KTO": (make_judged, 6)}.get(kind, (make_pairs, 6))
+        dataset = write_dataset(folder / "data", make(count), make(5, seed=1))
+        self.rows, self.held_out = (Rows(dataset, split, folder / "scratch") for split in ("train", "evaluation"))
+        base = load_base_model(model, spec, FP32, CPU)
+        if virtual_tokens(spec) or kind == "Reward":
+            layout = "padded"
         if layout == "flat":
             register()
             base.set_attn_implementation(NAME)
-        objective = make_objective(spec, layout, CPU, precision)
-        first = batches(self.rows, 4, layout, CPU)
+        self.objective = make_objective(spec, layout, CPU, FP32)
+        first = batches(self.rows, 4, layout, CPU) if kind == "SFT" else iter(())
         self.model, self.initial = initialize(base, spec, steps, model, first, snapshot)
-        plan = Plan(steps, 4, 4, len(self.rows))
-        self.objective = objective
-        self.fit = Fit(spec, self.model, objective, self.rows, plan, World(), CPU, initial=self.initial)
+        splits = {"train": self.rows, "evaluation": self.held_out}
+        used = {split: (rows, list(range(len(rows)))) for split, rows in splits.items()}
+        self.reference = set_references(
+            self.model, self.initial, self.objective, used, micro_batch, world, CPU, snapshot
+        )
+        plan = Plan(steps, spec.training.batch_size, micro_batch, len(self.rows))
+        self.fit = Fit(
+            spec, self.model, self.objective, self.rows, plan, world, CPU,
+            initial=self.initial, reference=self.reference,
+        )  # fmt: skip
         if snapshot:
             self.fit.resume(snapshot)
+        self.model.train()
 
     def run(self, steps: int) -> list[float]:
         for _ in range(steps):
@@ -51,7 +74,11 @@ class Setup:
 
     def loss(self) -> float:
         """Over all training rows."""
-        return evaluate(self.model, self.objective, self.rows, 8, World(), CPU)["loss"]
+        return self.measure(self.rows)["loss"]
+
+    def measure(self, rows: Rows) -> dict[str, float]:
+        """The objective's metrics."""
+        return evaluate(self.model, self.objective, rows, self.fit.plan.micro_batch, self.fit.world, CPU)
 
 
 def run_spec(spec: Any) -> RunSpec:

@@ -11,53 +11,35 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_operator.api.finetunestatus import EvaluationStatus
 from finetune_trainer.adapter import write_adapter
-from finetune_trainer.attention import NAME, register
 from finetune_trainer.checkpoint import Snapshot, read, write
 from finetune_trainer.data import IGNORE, Row, Rows, answered, batch_rows, padded
 from finetune_trainer.distributed import World
-from finetune_trainer.evaluate import compare, evaluate
-from finetune_trainer.fit import Fit
-from finetune_trainer.initialization import initialize
+from finetune_trainer.evaluate import compare
 from finetune_trainer.methods import trainable
-from finetune_trainer.objectives import Objective, Referring, batch_totals, make_objective
+from finetune_trainer.objectives import Referring, batch_totals, make_objective
 from finetune_trainer.plan import Plan
-from finetune_trainer.precision import choose_precision
 from finetune_trainer.quantization import load_base_model
 from finetune_trainer.reference import rows_used, set_references
 from finetune_trainer.reward import last_tokens
 from finetune_trainer.schedule import micro_batches
 from finetune_trainer.servable import SCORES, merge_refusal, mount_refusal
 
-from .small_run import run_spec
-from .tiny import finetune_spec, make_judged, make_pairs, write_dataset
+from .small_run import CPU, FP32, Setup, run_spec
+from .tiny import finetune_spec, make_judged, write_dataset
 
-CPU = torch.device("cpu")
-FP32 = choose_precision("FP32", "cpu", False)
 ROWS = 6
 METHOD = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0}}
 
 
-class Case:
+class Case(Setup):
     """Rows for an objective, and a tiny model that starts, or goes on, to learn them."""
 
     def __init__(
         self, kind: str, folder: Path, model: Path, layout: str = "flat", snapshot: Snapshot | None = None, **parts: Any
     ) -> None:
         self.spec = finetune_spec(**{"method": METHOD, "objective": {"type": kind}} | parts)
-        rows = make_judged(ROWS) if kind == "KTO" else make_pairs(ROWS)
-        self.rows = Rows(write_dataset(folder / "data", rows), "train", folder / "scratch")
-        layout = "padded" if kind == "Reward" else layout
-        base = load_base_model(model, self.spec, FP32, CPU)
-        if layout == "flat":
-            register()
-            base.set_attn_implementation(NAME)
-        self.model, self.initial = initialize(base, self.spec, 8, model, iter([]), snapshot)
-        self.objective: Objective = make_objective(self.spec, layout, CPU, FP32)
-        splits = {"train": (self.rows, list(range(ROWS)))}
-        self.reference = set_references(self.model, self.initial, self.objective, splits, 2, World(), CPU, snapshot)
-        self.model.train()
+        super().__init__(folder, model, self.spec, snapshot, micro_batch=2, layout=layout)
 
     def moved(self) -> "Case":
         """Its adapter moved away from the base model, as by some training."""
@@ -66,26 +48,10 @@ class Case:
             parameter.data += 0.05 * torch.randn_like(parameter)
         return self
 
-    def fit(self, snapshot: Snapshot | None = None) -> Fit:
-        plan = Plan(steps=8, batch_size=4, micro_batch=2, rows=ROWS)
-        fit = Fit(
-            self.spec, self.model, self.objective, self.rows, plan, World(), CPU,
-            initial=self.initial, reference=self.reference,
-        )  # fmt: skip
-        if snapshot:
-            fit.resume(snapshot)
-        return fit
-
-    def evaluation(self) -> EvaluationStatus:
-        def measure() -> dict[str, float]:
-            return evaluate(self.model, self.objective, self.rows, 4, World(), CPU)
-
-        return compare(self.model, self.initial, measure, self.spec.evaluation.gates, self.objective.base)
-
     def batch(self) -> list[Row]:
         return [self.rows[index] for index in range(ROWS)]
 
-    def loss(self, micro_batch: int = ROWS) -> tuple[float, list[torch.Tensor]]:
+    def batch_loss(self, micro_batch: int = ROWS) -> tuple[float, list[torch.Tensor]]:
         """The loss of the whole batch and its gradient."""
         chunks = [[self.rows[i] for i in chunk] for chunk in micro_batches(list(range(ROWS)), micro_batch)]
         totals = batch_totals(self.objective, self.model, chunks, World(), CPU)
@@ -192,7 +158,7 @@ def test_loss_and_gradient_are_those_of_trl(
     from trl.trainer.utils import add_fused_lm_head
 
     case = Case(kind, tmp_path, tiny_llama).moved()
-    loss, gradients = case.loss()
+    loss, gradients = case.batch_loss()
     case.model.zero_grad()
     if kind in ("DPO", "KTO"):
         add_fused_lm_head(case.model.get_base_model(), outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
@@ -210,7 +176,7 @@ def test_the_loss_is_the_same_however_the_batch_is_cut_and_padded(kind: str, tmp
     found = []
     for layout in layouts:
         case = Case(kind, tmp_path, tiny_llama, layout).moved()
-        found += [case.loss(micro_batch) for micro_batch in (ROWS, 1, 4)]
+        found += [case.batch_loss(micro_batch) for micro_batch in (ROWS, 1, 4)]
     loss, gradients = found[0]
     for other, others in found[1:]:
         assert other == pytest.approx(loss, abs=1e-6)
@@ -230,23 +196,20 @@ def test_every_objective_learns_and_resumes_bitwise(
     kind: str, method: dict[str, Any], tmp_path: Path, tiny_llama: Path
 ) -> None:
     case = Case(kind, tmp_path / "whole", tiny_llama, method=method, **LEARNING)
-    whole = case.fit()
-    for step in range(8):
-        if step == 3:
-            write(whole.snapshot().on_cpu(), tmp_path / "step-3")
-        whole.step()
-    judged = case.evaluation()
+    case.run(3)
+    write(case.fit.snapshot().on_cpu(), tmp_path / "step-3")
+    losses = case.run(5)
+    judged = compare(
+        case.model, case.initial, lambda: case.measure(case.rows), case.spec.evaluation.gates, case.objective.base
+    )
     assert judged.adapter["reward_accuracy"] == 1 and judged.adapter["reward_margin"] > 0.05
     assert judged.base.get("loss", math.inf) > judged.adapter["loss"]
 
     snapshot = read(tmp_path / "step-3")
     again = Case(kind, tmp_path / "again", tiny_llama, snapshot=snapshot, method=method, **LEARNING)
-    resumed = again.fit(snapshot)
-    for _ in range(5):
-        resumed.step()
-    assert [line["loss"] for line in resumed.state.metrics] == [line["loss"] for line in whole.state.metrics]
-    for name, parameter in whole.parameters.items():
-        assert torch.equal(parameter, resumed.parameters[name]), name
+    assert again.run(5) == losses
+    for name, parameter in case.fit.parameters.items():
+        assert torch.equal(parameter, again.fit.parameters[name]), name
 
 
 @pytest.mark.parametrize("kind", ["DPO", "KTO"])
@@ -262,8 +225,7 @@ def test_the_base_model_is_the_reference_whatever_the_adapter_starts_from(
     with torch.no_grad():
         expected = plain.logprobs(base, case.batch(), CPU)
     assert torch.allclose(case.reference["train"], expected, atol=1e-4)
-    measured = evaluate(case.model, case.objective, case.rows, 4, World(), CPU)
-    assert measured["loss"] == pytest.approx(case.objective.base["loss"], abs=1e-4)
+    assert case.loss() == pytest.approx(case.objective.base["loss"], abs=1e-4)
 
 
 def test_references_are_computed_for_the_rows_that_a_short_run_sees(tmp_path: Path, tiny_llama: Path) -> None:
@@ -282,8 +244,7 @@ def test_a_reward_model_reloads_with_its_head(method: dict[str, Any], tmp_path: 
     from safetensors.torch import load_file
 
     case = Case("Reward", tmp_path, tiny_llama, method=method, **LEARNING)
-    for _ in range(2):
-        case.fit().step()
+    case.run(2)
     config = write_adapter(case.model, run_spec(case.spec), tmp_path / "adapter", case.initial)
     assert mount_refusal(config) == merge_refusal(config) == SCORES
     names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
