@@ -1,6 +1,6 @@
 """Log probabilities of whole answers, which the objectives that compare answers are made of."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -72,16 +72,3 @@ def references(rows: list[Row], device: torch.device) -> torch.Tensor:
         assert row.reference is not None, "the reference is computed before the first step (reference.py)"
         found.append(torch.from_numpy(row.reference))
     return torch.stack(found).to(device)
-
-
-def pair_sums(losses: torch.Tensor, chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, float]:
-    """What is measured of pairs, from the loss and the two rewards of each. A tie is half right, as guessing is."""
-    right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
-    return {"loss": float(losses.sum()), "right": float(right), "margin": float((chosen - rejected).sum())}
-
-
-def pair_metrics(sums: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
-    """Means over the pairs; without a pair there is nothing to say."""
-    pairs = totals["pairs"]
-    names = {"loss": "loss", "reward_accuracy": "right", "reward_margin": "margin"}
-    return {metric: sums[name] / pairs for metric, name in names.items()} if pairs else {}

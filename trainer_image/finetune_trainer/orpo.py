@@ -1,6 +1,7 @@
 """ORPO: imitate the chosen answer and lower the odds of the rejected one, in one pass and without a reference."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar
 
 import numpy as np
@@ -8,12 +9,13 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from finetune_operator.api.finetune import FineTuneSpec
-from finetune_trainer.answers import BETA, Autocast, answer_lengths, pair_metrics, pair_sums, token_logprobs
+from finetune_trainer.answers import BETA, Autocast, answer_lengths, token_logprobs
 from finetune_trainer.attention import packed
 from finetune_trainer.data import LAYOUTS, Row
+from finetune_trainer.pairs import Judged, Pairs
 
 
-class ORPO:
+class ORPO(Pairs):
     """Hong et al. 2024, equation 6: cross entropy of the chosen text plus beta times -log sigmoid(log odds ratio).
 
     As in TRL the cross entropy is that of all tokens of prompt and chosen answer, and the odds are those of the mean
@@ -21,7 +23,6 @@ class ORPO:
     """
 
     totals: ClassVar[tuple[str, ...]] = ("pairs", "tokens")
-    sums: ClassVar[tuple[str, ...]] = ("loss", "right", "margin")
     base: ClassVar[Mapping[str, float] | None] = None
 
     def __init__(self, spec: FineTuneSpec, layout: str, autocast: Autocast) -> None:
@@ -30,40 +31,22 @@ class ORPO:
     def total(self, model: torch.nn.Module, rows: list[Row], device: torch.device) -> tuple[float, ...]:
         return len(rows), float(sum(int(row.lengths[0]) - 1 for row in rows))
 
-    def backward(
-        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], scale: float, device: torch.device
-    ) -> torch.Tensor:
-        batch = self.collate([with_prompt(row) for row in rows]).to(device)
+    @contextmanager
+    def judged(
+        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], device: torch.device
+    ) -> Iterator[Judged]:
+        whole = [with_prompt(row) for row in rows]
+        batch = self.collate(whole).to(device)
         with packed(batch):
             with self.autocast():
                 tokens = token_logprobs(model, batch)
-            loss = self.losses(tokens, rows, totals)[0].sum() / totals["pairs"]
-            (loss * scale).backward()
-        return loss.detach()
-
-    def measure(
-        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], device: torch.device
-    ) -> dict[str, float]:
-        batch = self.collate([with_prompt(row) for row in rows]).to(device)
-        with packed(batch), self.autocast():
-            tokens = token_logprobs(model, batch)
-        return pair_sums(*self.losses(tokens, rows, totals))
-
-    def losses(
-        self, tokens: torch.Tensor, rows: list[Row], totals: Mapping[str, float]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Loss, reward of the chosen and reward of the rejected answer of each row. `tokens`: log probabilities of
-        chosen prompt, chosen answer and rejected answer, row after row."""
-        texts = tokens.split(answer_lengths([with_prompt(row) for row in rows]))
-        chosen_length, rejected_length = (answer_lengths(rows)[which::2] for which in (0, 1))
-        entropy = torch.stack([-text.sum() for text in texts[::2]]) * (totals["pairs"] / totals["tokens"])
-        chosen = torch.stack([text[-n:].mean() for text, n in zip(texts[::2], chosen_length, strict=True)])
-        rejected = torch.stack([text[-n:].mean() for text, n in zip(texts[1::2], rejected_length, strict=True)])
-        log_odds = chosen - rejected - (log1mexp(chosen) - log1mexp(rejected))
-        return entropy - self.beta * logsigmoid(log_odds), self.beta * chosen.detach(), self.beta * rejected.detach()
-
-    def metrics(self, sums: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
-        return pair_metrics(sums, totals)
+            texts = tokens.split(answer_lengths(whole))
+            chosen_length, rejected_length = (answer_lengths(rows)[which::2] for which in (0, 1))
+            entropy = torch.stack([-text.sum() for text in texts[::2]]) * (totals["pairs"] / totals["tokens"])
+            chosen = torch.stack([text[-n:].mean() for text, n in zip(texts[::2], chosen_length, strict=True)])
+            rejected = torch.stack([text[-n:].mean() for text, n in zip(texts[1::2], rejected_length, strict=True)])
+            log_odds = chosen - rejected - (log1mexp(chosen) - log1mexp(rejected))
+            yield entropy - self.beta * logsigmoid(log_odds), self.beta * chosen.detach(), self.beta * rejected.detach()
 
 
 def with_prompt(row: Row) -> Row:

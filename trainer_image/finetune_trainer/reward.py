@@ -1,49 +1,38 @@
 """Reward: a model that gives the chosen answer a higher score than the rejected one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch.nn.functional import logsigmoid
 
 from finetune_operator.api.finetune import FineTuneSpec
-from finetune_trainer.answers import Autocast, pair_metrics, pair_sums
+from finetune_trainer.answers import Autocast
 from finetune_trainer.attention import packed
 from finetune_trainer.data import Batch, Row, padded
+from finetune_trainer.pairs import Judged, Pairs, bradley_terry
 
 
-class Reward:
+class Reward(Pairs):
     """Bradley and Terry: -log sigmoid(score of the chosen - score of the rejected), mean over the pairs.
 
     The score is that of the last token, as transformers' sequence classification reads it; its head is new, so the base
     model has no score to compare with.
     """
 
-    totals: ClassVar[tuple[str, ...]] = ("pairs",)
-    sums: ClassVar[tuple[str, ...]] = ("loss", "right", "margin")
     base: ClassVar[Mapping[str, float] | None] = {}
 
     def __init__(self, spec: FineTuneSpec, layout: str, autocast: Autocast) -> None:
         self.autocast = autocast
 
-    def total(self, model: torch.nn.Module, rows: list[Row], device: torch.device) -> tuple[float, ...]:
-        return (len(rows),)
-
-    def backward(
-        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], scale: float, device: torch.device
-    ) -> torch.Tensor:
+    @contextmanager
+    def judged(
+        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], device: torch.device
+    ) -> Iterator[Judged]:
         batch = padded(rows).to(device)
         with packed(batch):
             chosen, rejected = self.scores(model, batch).view(-1, 2).unbind(1)
-            loss = -logsigmoid(chosen - rejected).sum() / totals["pairs"]
-            (loss * scale).backward()
-        return loss.detach()
-
-    def measure(
-        self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], device: torch.device
-    ) -> dict[str, float]:
-        chosen, rejected = self.scores(model, padded(rows).to(device)).view(-1, 2).unbind(1)
-        return pair_sums(-logsigmoid(chosen - rejected), chosen, rejected)
+            yield bradley_terry(chosen, rejected)
 
     def scores(self, model: Any, batch: Batch) -> torch.Tensor:
         """The score of each sample [samples], in float32: bf16 could not tell close answers apart."""
@@ -58,9 +47,6 @@ class Reward:
         ends = last_tokens(batch, network.config.get_text_config().pad_token_id)
         scores: torch.Tensor = network.score(hidden[torch.arange(len(ends)), ends].float())[:, 0]
         return scores
-
-    def metrics(self, sums: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
-        return pair_metrics(sums, totals)
 
 
 def last_tokens(batch: Batch, padding: int | None) -> torch.Tensor:
