@@ -143,6 +143,15 @@ CASES = [
         bad={"objective": {"type": "SFT", "beta": 0.1}},
         good={"objective": {"type": "DPO", "beta": 0.1}},
     ),
+    *(
+        Case(
+            f"{field}: only KTO has it; remove it",
+            at=f"spec.objective.{field}",
+            bad={"objective": {"type": "DPO", field: 1.3}},
+            good={"objective": {"type": "KTO", field: 1.3}},
+        )
+        for field in ("desirableWeight", "undesirableWeight")
+    ),
     Case(
         "dataset.format: DPO, ORPO and Reward learn from Preference rows; use Preference or Auto",
         at="spec.dataset.format",

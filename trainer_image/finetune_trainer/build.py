@@ -14,6 +14,7 @@ import numpy as np
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import DatasetStatus
+from finetune_operator.api.method import Objective
 from finetune_trainer import digest as digests
 from finetune_trainer import pack, prepared
 from finetune_trainer.collect import collect
@@ -23,6 +24,8 @@ from finetune_trainer.spool import Spool, held_out
 from finetune_trainer.tokenizer import ModelTokenizer
 
 log = logging.getLogger(__name__)
+
+LOPSIDED = 0.5, 2.0  # times that all good answers may weigh what all bad ones do: the KTO paper recommends 1 to 4/3
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def build_dataset(
         evaluation = Split(held, np.arange(len(held)))
     overlap = _overlap(train, evaluation)
     if spec.objective.type == "KTO":
-        _check_labels(spool.good[train.indices])
+        _check_labels(spool.good[train.indices], spec.objective)
 
     sft = spec.objective.type == "SFT"
     packing = sft and spec.training.packing in ("Enabled", "Auto")
@@ -138,8 +141,8 @@ def _hold_out(spool: Spool, fraction: float, seed: int) -> tuple[Split, Split]:
     return Split(spool, np.flatnonzero(~chosen)), Split(spool, np.flatnonzero(chosen))
 
 
-def _check_labels(good: np.ndarray) -> None:
-    """KTO tells good answers from bad ones: it needs both, and works best with about as many of each."""
+def _check_labels(good: np.ndarray, objective: Objective) -> None:
+    """KTO tells good answers from bad ones: it needs both, and works best when both weigh about the same."""
     share = float(good.mean())
     if share in (0.0, 1.0):
         raise RunFailure(
@@ -147,10 +150,14 @@ def _check_labels(good: np.ndarray) -> None:
             f"objective.type KTO learns from good and bad answers, but label is {str(bool(share)).lower()} in all "
             f"{len(good)} rows; add rows with label {str(not share).lower()}",
         )
-    if not 1 / 3 <= share <= 2 / 3:
+    desirable, undesirable = objective.desirable_weight or 1.0, objective.undesirable_weight or 1.0
+    ratio = desirable * share / (undesirable * (1 - share))
+    if not LOPSIDED[0] <= ratio <= LOPSIDED[1]:
         log.warning(
-            "dataset: %.0f %% of the answers are good; KTO weighs both alike and likes as many of each", 100 * share
-        )
+            "dataset: %.0f %% of the answers are good, so they weigh %.2g times what the bad ones do; for as much of each "
+            "set objective.%sWeight to %.2g",
+            100 * share, ratio, *(("desirable", desirable / ratio) if ratio < 1 else ("undesirable", undesirable * ratio)),
+        )  # fmt: skip
 
 
 def _overlap(train: Split, evaluation: Split) -> int:

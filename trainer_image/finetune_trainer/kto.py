@@ -11,8 +11,8 @@ from finetune_trainer.data import Row
 
 
 class KTO:
-    """Ethayarajh et al. 2024, equation 8, with both weights 1: 1 - sigmoid(beta (ratio - z)) of a good answer,
-    1 - sigmoid(beta (z - ratio)) of a bad one, where a ratio is the log probability over that of the base model.
+    """Ethayarajh et al. 2024, equation 8: 1 - sigmoid(beta (ratio - z)) of a good answer, 1 - sigmoid(beta (z - ratio))
+    of a bad one, where a ratio is the log probability over that of the base model; each times the weight of its kind.
 
     z, never below 0, estimates how far the model is from the base: the mean ratio of answers to prompts that they do
     not belong to, over the effective batch, without a gradient.
@@ -24,7 +24,9 @@ class KTO:
     base: ClassVar[Mapping[str, float] | None] = {"loss": 0.5, "reward_accuracy": 0.5, "reward_margin": 0.0}
 
     def __init__(self, spec: FineTuneSpec, layout: str, autocast: Autocast) -> None:
-        self.answers, self.beta = Answers(layout, autocast), spec.objective.beta or BETA
+        objective = spec.objective
+        self.answers, self.beta = Answers(layout, autocast), objective.beta or BETA
+        self.good, self.bad = objective.desirable_weight or 1.0, objective.undesirable_weight or 1.0
 
     @torch.no_grad()
     def total(self, model: torch.nn.Module, rows: list[Row], device: torch.device) -> tuple[float, ...]:
@@ -40,7 +42,7 @@ class KTO:
         self, model: torch.nn.Module, rows: list[Row], totals: Mapping[str, float], scale: float, device: torch.device
     ) -> torch.Tensor:
         with self.answers.logprobs(model, rows, device) as logprobs:
-            loss = (1 - torch.sigmoid(self.gains(logprobs, rows, totals))).sum() / totals["answers"]
+            loss = self.losses(self.gains(logprobs, rows, totals), rows).sum() / totals["answers"]
             (loss * scale).backward()
         return loss.detach()
 
@@ -52,7 +54,7 @@ class KTO:
             rewards = self.beta * (logprobs - references(rows, device)[:, 0])
         good = good_ones(rows, device)
         return {
-            "loss": float((1 - torch.sigmoid(gains)).sum()),
+            "loss": float(self.losses(gains, rows).sum()),
             "right": float((gains > 0).sum() + 0.5 * (gains == 0).sum()),
             "good": float(rewards[good].sum()),
             "bad": float(rewards[~good].sum()),
@@ -64,13 +66,21 @@ class KTO:
         gains = self.beta * (logprobs - references(rows, logprobs.device)[:, 0] - z)
         return torch.where(good_ones(rows, logprobs.device), gains, -gains)
 
+    def losses(self, gains: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+        weights = torch.where(good_ones(rows, gains.device), self.good, self.bad)
+        return weights * (1 - torch.sigmoid(gains))
+
     def metrics(self, sums: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
-        answers, good = totals["answers"], totals["good"]
-        if not answers:
+        """The loss is the weighted mean here, so that it can be compared with the base model's, whatever the weights."""
+        good, bad = totals["good"], totals["answers"] - totals["good"]
+        if not good + bad:
             return {}
-        found = {"loss": sums["loss"] / answers, "reward_accuracy": sums["right"] / answers}
-        if 0 < good < answers:
-            found["reward_margin"] = sums["good"] / good - sums["bad"] / (answers - good)
+        found = {
+            "loss": sums["loss"] / (self.good * good + self.bad * bad),
+            "reward_accuracy": sums["right"] / (good + bad),
+        }
+        if good and bad:
+            found["reward_margin"] = sums["good"] / good - sums["bad"] / bad
         return found
 
 

@@ -23,6 +23,8 @@ class Objective(Spec):
 
     rules = (
         only_with("beta", "self.type in ['DPO', 'KTO', 'ORPO']", "beta: only DPO, KTO and ORPO have it; remove it"),
+        only_with("desirableWeight", "self.type == 'KTO'", "desirableWeight: only KTO has it; remove it"),
+        only_with("undesirableWeight", "self.type == 'KTO'", "undesirableWeight: only KTO has it; remove it"),
     )
 
     type: Literal["SFT", "DPO", "KTO", "ORPO", "Reward"] = Field(
@@ -38,6 +40,16 @@ class Objective(Spec):
         le=10,
         description="DPO, KTO: how strongly the model is held to the base model. ORPO: weight of the preference term "
         "(lambda in the paper). Default: 0.1 for each of them.",
+    )
+    desirable_weight: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="KTO: weight of the good answers' losses. Default: 1. With n good and m bad answers, desirableWeight x "
+        "n should be 1 to 4/3 times undesirableWeight x m.",
+    )
+    undesirable_weight: float | None = Field(
+        default=None, gt=0, le=100, description="KTO: weight of the bad answers' losses. Default: 1."
     )
 
 

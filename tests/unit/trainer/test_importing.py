@@ -159,6 +159,16 @@ def test_preferences_become_their_objective() -> None:
     assert spec.dataset.columns.chosen == "chosen_response"
 
 
+def test_the_weights_of_good_and_bad_answers_are_taken_over() -> None:
+    judged = {"path": "a/b", "type": "llama3.ultra"}
+    weights = {"kto_desirable_weight": 0.2, "kto_undesirable_weight": 1.0}
+    ours = spec_of({**AXOLOTL_QLORA, "rl": "kto", "datasets": [judged], "sample_packing": False, **weights}).objective
+    weights = {"kto_chosen_weight": 0.2, "kto_rejected_weight": 1.0}
+    theirs = spec_of({**LLAMA_FACTORY, "stage": "kto", **weights}).objective
+    for objective in (ours, theirs):
+        assert (objective.type, objective.desirable_weight, objective.undesirable_weight) == ("KTO", 0.2, 1.0)
+
+
 @pytest.mark.parametrize(
     ("dataset", "form", "columns"),
     [

@@ -29,6 +29,7 @@ from .small_run import CPU, FP32, Setup, run_spec
 from .tiny import finetune_spec, make_judged, write_dataset
 
 ROWS = 6
+WEIGHTS = {"desirableWeight": 1.3, "undesirableWeight": 0.7}
 METHOD = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0}}
 
 
@@ -38,7 +39,8 @@ class Case(Setup):
     def __init__(
         self, kind: str, folder: Path, model: Path, layout: str = "flat", snapshot: Snapshot | None = None, **parts: Any
     ) -> None:
-        self.spec = finetune_spec(**{"method": METHOD, "objective": {"type": kind}} | parts)
+        objective = {"type": kind} | (WEIGHTS if kind == "KTO" else {})
+        self.spec = finetune_spec(**{"method": METHOD, "objective": objective} | parts)
         super().__init__(folder, model, self.spec, snapshot, micro_batch=2, layout=layout)
 
     def moved(self) -> "Case":
@@ -115,7 +117,7 @@ def trl_kto(case: Case) -> torch.Tensor:
     from trl.trainer.kto_trainer import KTOTrainer
 
     its = trainer(
-        case.plain(), calculate_KL=True, loss_type="kto", desirable_weight=1.0, undesirable_weight=1.0, beta_kl=None
+        case.plain(), calculate_KL=True, loss_type="kto", desirable_weight=1.3, undesirable_weight=0.7, beta_kl=None
     )
     its._compute_kl_logps = lambda model, batch: KTOTrainer._compute_kl_logps(its, model, batch)
     foreign = laid_out([row.mismatched for row in case.batch() if row.mismatched])

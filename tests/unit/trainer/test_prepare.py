@@ -282,6 +282,18 @@ def test_kto_needs_good_and_bad_answers(bucket: Store, endpoint: str) -> None:
         run_prepare(bucket, endpoint, dataset=put_rows(bucket, rows), objective={"type": "KTO"})
 
 
+def test_good_and_bad_answers_that_weigh_too_differently_are_said_with_a_weight_that_evens_them(
+    bucket: Store, endpoint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": f"alpha {n}", "completion": " beta", "label": n == 0} for n in range(5)]
+    dataset = put_rows(bucket, rows)
+    run_prepare(bucket, endpoint, dataset=dataset, objective={"type": "KTO"})
+    assert "20 % of the answers are good" in caplog.text and "set objective.desirableWeight to 4" in caplog.text
+    caplog.clear()
+    run_prepare(bucket, endpoint, dataset=dataset, objective={"type": "KTO", "desirableWeight": 4})
+    assert "answers are good" not in caplog.text
+
+
 def test_a_pair_that_is_cut_before_its_answers_part_is_dropped(bucket: Store, endpoint: str) -> None:
     same = " beta" * 30
     rows = [{"prompt": "alpha", "chosen": same + end, "rejected": same + " delta"} for end in (" one", " two")]

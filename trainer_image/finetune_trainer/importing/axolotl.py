@@ -143,7 +143,12 @@ def _objective(settings: Settings) -> dict[str, Any]:
     if kind not in ("dpo", "kto", "orpo"):
         raise settings.refuse("rl", "a FineTune has DPO, KTO and ORPO")
     beta = settings.first_number("rl_beta", "dpo_beta") if kind != "orpo" else settings.number("orpo_alpha")
-    return {"type": kind.upper(), "beta": beta}
+    weights = {"desirableWeight": "kto_desirable_weight", "undesirableWeight": "kto_undesirable_weight"}
+    return {
+        "type": kind.upper(),
+        "beta": beta,
+        **{field: settings.number(name) if kind == "kto" else None for field, name in weights.items()},
+    }
 
 
 def _method(settings: Settings) -> dict[str, Any]:

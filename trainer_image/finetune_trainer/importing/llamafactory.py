@@ -132,7 +132,12 @@ def _objective(settings: Settings) -> dict[str, Any]:
         kind = "ORPO"
     elif kind == "DPO" and loss != "sigmoid":
         raise settings.refuse("pref_loss", "a FineTune has sigmoid (DPO) and orpo")
-    return {"type": kind, "beta": beta if kind in ("DPO", "KTO", "ORPO") else None}
+    weights = {"desirableWeight": "kto_chosen_weight", "undesirableWeight": "kto_rejected_weight"}
+    return {
+        "type": kind,
+        "beta": beta if kind in ("DPO", "KTO", "ORPO") else None,
+        **{field: settings.number(name) if kind == "KTO" else None for field, name in weights.items()},
+    }
 
 
 def _method(settings: Settings) -> dict[str, Any]:
