@@ -63,7 +63,7 @@ class Fit:
         """Train to the end, or until interrupted (then with a checkpoint saved); returns whether it came to the end."""
         self.model.train()
         due = CheckpointClock(self.spec.checkpoint.every, self.plan, self.state.step)
-        while self.state.step < self.plan.steps:
+        while self.state.step < self.plan.steps and not self._out_of_patience():
             self.step()
             on_step()
             early = evaluate is not None and self._stop_early(evaluate)
@@ -160,21 +160,22 @@ class Fit:
             state.step % evaluation_interval(self.spec, self.plan) and state.step < self.plan.steps
         ):
             return False
-        state.eval_loss = evaluate()
-        state.metrics[-1]["evalLoss"] = state.eval_loss
-        if state.best_loss is None or state.eval_loss < state.best_loss:
-            state.best_loss, state.best_step, state.stale_evaluations = state.eval_loss, state.step, 0
+        loss = evaluate()
+        if math.isfinite(loss):
+            state.eval_loss = state.metrics[-1]["evalLoss"] = loss
+        if math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
+            state.best_loss, state.best_step, state.stale_evaluations = loss, state.step, 0
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         else:
             state.stale_evaluations += 1
-        log.info(
-            "evaluation: step %d loss %.4f, best %.4f in step %d",
-            state.step,
-            state.eval_loss,
-            state.best_loss,
-            state.best_step,
-        )
-        return state.stale_evaluations >= stopping.patience
+        best = "none yet" if state.best_loss is None else f"{state.best_loss:.4f} in step {state.best_step}"
+        log.info("evaluation: step %d loss %.4f, best %s", state.step, loss, best)
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        """Whether early stopping has ended the run, perhaps before this attempt."""
+        stopping = self.spec.training.early_stopping
+        return stopping is not None and self.state.stale_evaluations >= stopping.patience
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
