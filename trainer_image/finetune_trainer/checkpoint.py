@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune_trainer.digest import MANIFEST
@@ -85,6 +86,7 @@ class Checkpoints:
 
     def __init__(self, store: Store, run: str, scratch: Path, keep: int) -> None:
         self.store, self.run, self.scratch, self.keep = store, run, scratch, keep
+        self.run_id = run.rpartition("/")[2]
         self.prefix = f"{run}/checkpoints"
         self._uploader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._upload: Future[None] | None = None
@@ -114,11 +116,16 @@ class Checkpoints:
         return None
 
     def at(self, step: int) -> Snapshot:
-        """The checkpoint of one step. Raises: RunFailure when a file does not match its manifest."""
-        folder = self.scratch / f"resume-{step}"
+        """The checkpoint of one step. Raises: RunFailure when it is not what its manifest and its name say."""
+        folder, prefix = self.scratch / f"resume-{step}", f"{self.prefix}/step-{step}"
         try:
-            self.store.download_tree(f"{self.prefix}/step-{step}", folder)
+            manifest = self.store.download_tree(prefix, folder)
+            if (manifest.get("run"), manifest.get("step")) != (self.run_id, step):
+                of = f"step {manifest.get('step')} of run {manifest.get('run')}"
+                raise RunFailure(DIGEST_MISMATCH, f"{self.store.uri(prefix)} is {of}")
             return read(folder)
+        except (ValueError, TypeError, KeyError, FileNotFoundError, SafetensorError) as error:
+            raise RunFailure(DIGEST_MISMATCH, f"{self.store.uri(prefix)} cannot be read: {error!r}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -138,7 +145,7 @@ class Checkpoints:
         folder = self.scratch / f"step-{step}"
         try:
             write(snapshot, folder)
-            self.store.upload_tree(folder, f"{self.prefix}/step-{step}", {"step": step})
+            self.store.upload_tree(folder, f"{self.prefix}/step-{step}", {"run": self.run_id, "step": step})
             self.store.put_file(f"{self.run}/{METRICS}", folder / METRICS)
             log.info("checkpoint: step-%d saved to %s", step, self.store.uri(f"{self.prefix}/step-{step}"))
         finally:

@@ -55,7 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
     except Interrupted as interruption:
         print(f"{interruption}: the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:
+    except Exception as error:
         if not out_of_space(error) and not isinstance(error, PermissionError):
             raise
         print(f"{DISK_FULL if out_of_space(error) else 'PermissionDenied'}: {error}", file=sys.stderr)

@@ -63,7 +63,7 @@ def failure_of(error: Exception) -> RunFailure:
     """What a stage failed of; what nobody foresaw is in the log with its traceback."""
     if isinstance(error, RunFailure):
         return error
-    if isinstance(error, OSError) and out_of_space(error):
+    if out_of_space(error):
         return RunFailure(failures.DISK_FULL, f"no space left on the pod's volumes: {error}")
     log.error("unforeseen", exc_info=error)
     return RunFailure(failures.INTERNAL_ERROR, f"{type(error).__name__}: {error} (traceback in the pod's log)")
@@ -80,8 +80,12 @@ def quiet_libraries() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def out_of_space(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def out_of_space(error: Exception) -> bool:
+    """Whether a disk was full; safetensors, written in Rust, says so in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"(os error {number})" in str(error) for number in full)
 
 
 def finish(result: Result, spec: RunSpec | None) -> int:

@@ -142,7 +142,7 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
             done = fit.run(checkpoints.save, tell, lambda: sigterm.received, lambda: measure()["loss"])
             checkpoints.wait()
             wait_for_all(world, device)  # a pod that comes back joins the others only when all have gone
-        if not done:
+        if not done or sigterm.received:  # a signal during the last step counts too: what follows can take long
             raise Interrupted(f"interrupted after step {fit.state.step}/{plan.steps}; its checkpoint is saved")
 
         evaluation = story.evaluation = compare(model, initial, measure, spec.evaluation.gates, objective.base)

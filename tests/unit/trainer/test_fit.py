@@ -31,7 +31,9 @@ def test_a_run_that_stopped_early_is_not_trained_on_by_its_next_attempt(tmp_path
     spec = finetune_spec(training={"earlyStopping": {"patience": 1}}, checkpoint={"every": 1})
     losses, saved = iter([3.0, 4.0]), []
     first = Setup(tmp_path / "first", tiny_llama, spec).fit
-    assert first.run(lambda snapshot: saved.append(snapshot.on_cpu()), lambda: None, lambda: False, lambda: next(losses))
+    assert first.run(
+        lambda snapshot: saved.append(snapshot.on_cpu()), lambda: None, lambda: False, lambda: next(losses)
+    )
     again = Setup(tmp_path / "again", tiny_llama, spec, snapshot=saved[-1]).fit
     assert again.run(saved.append, lambda: None, lambda: False, lambda: 0.0)
     assert again.state.step == 2

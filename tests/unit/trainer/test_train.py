@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.api.finetunestatus import ProgressStatus
 from finetune_trainer.digest import canonical_json, hash_tree, manifest_of, sha256_hex
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
 from finetune_trainer.store import Store
@@ -290,6 +291,27 @@ def test_sigterm_saves_a_checkpoint_after_the_step_and_the_next_attempt_goes_on_
     bench.store.delete(RUN)
     bench.train(spec)
     assert bench.losses() == losses
+
+
+def test_sigterm_during_the_last_step_ends_the_attempt_before_it_evaluates(bench: Bench) -> None:
+    from finetune_trainer.stage import Interrupted
+    from finetune_trainer.train import train
+
+    class AtTheEnd:
+        """Where an operator listens: it tells the pod to go when the last step is reported."""
+
+        def due(self) -> bool:
+            return True
+
+        def progress(self, progress: ProgressStatus) -> bool:
+            if progress.step == 8:
+                signal.raise_signal(signal.SIGTERM)
+            return True
+
+    spec = finetune_spec()
+    with pytest.raises(Interrupted, match="interrupted after step 8/8; its checkpoint is saved"):
+        train(bench.run_spec(spec), bench.store, bench.work, AtTheEnd())
+    assert bench.train(spec).resumed_from_step == 8
 
 
 def test_the_job_leaves_its_result_in_the_termination_message(bench: Bench, tmp_path: Path) -> None:
