@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, RunFailure
+
 Config = Mapping[str, Any]
 
 HEAD = "lm_head"  # the output head of every class in transformers that we know
@@ -101,8 +103,13 @@ def matches(name: str, asked: list[str]) -> bool:
 
 
 def read_config(directory: Path) -> Config:
-    """config.json of a model; of a multimodal one the part of its language model."""
-    config: dict[str, Any] = json.loads((directory / "config.json").read_bytes())
+    """config.json of a model; of a multimodal one the part of its language model. Raises: RunFailure."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except ValueError as error:
+        raise RunFailure(BASE_MODEL_NOT_FOUND, f"the base model's config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise RunFailure(BASE_MODEL_NOT_FOUND, "the base model's config.json is no JSON object")
     language: dict[str, Any] | None = config.get("text_config")
     return language or config
 

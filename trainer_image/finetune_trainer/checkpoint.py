@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from finetune_trainer.connection import full_disk
 from finetune_trainer.digest import MANIFEST
 from finetune_trainer.failures import DIGEST_MISMATCH, DOWNLOAD_FAILED, RunFailure
 from finetune_trainer.store import Store
@@ -144,7 +145,8 @@ class Checkpoints:
         step = snapshot.state.step
         folder = self.scratch / f"step-{step}"
         try:
-            write(snapshot, folder)
+            with full_disk(folder):
+                write(snapshot, folder)
             self.store.upload_tree(folder, f"{self.prefix}/step-{step}", {"run": self.run_id, "step": step})
             self.store.put_file(f"{self.run}/{METRICS}", folder / METRICS)
             log.info("checkpoint: step-%d saved to %s", step, self.store.uri(f"{self.prefix}/step-{step}"))

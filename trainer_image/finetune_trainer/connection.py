@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import threading
@@ -134,8 +133,8 @@ def full_disk(path: Path) -> Iterator[None]:
     """Turn a full disk into its own failure."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if failures.out_of_space(error):
             raise RunFailure(
                 failures.DISK_FULL, f"no space left for {path}; raise the pod's ephemeral storage or use less data"
             ) from error

@@ -4,6 +4,8 @@ The operator maps each reason to a retry policy and a hint (`finetune_operator.r
 lists together.
 """
 
+import errno
+
 INVALID_DATASET = "InvalidDataset"
 DATASET_NOT_FOUND = "DatasetNotFound"
 BASE_MODEL_NOT_FOUND = "BaseModelNotFound"
@@ -37,3 +39,11 @@ class RunFailure(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+def out_of_space(error: Exception) -> bool:
+    """Whether a disk was full; safetensors, written in Rust, says so in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"(os error {number})" in str(error) for number in full)

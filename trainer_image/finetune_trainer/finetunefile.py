@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from finetune_operator.api.dataset import ConfigMapSource
 from finetune_operator.api.finetune import FineTune
@@ -34,7 +36,7 @@ def checked(document: dict[str, Any], what: str) -> FineTune:
     try:
         tune = FineTune.model_validate(document)
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        wrong = [f"{'.'.join(map(str, one['loc']))}: {_told(one)}" for one in error.errors()]
         raise BadFile("\n  ".join([f"{what} is not a valid FineTune:", *wrong])) from error
     broken = apirules.broken(tune)
     if broken is None:
@@ -42,6 +44,16 @@ def checked(document: dict[str, Any], what: str) -> FineTune:
     elif broken:
         raise BadFile("\n  ".join([f"{what} is not a valid FineTune:", *broken]))
     return tune
+
+
+def _told(error: ErrorDetails) -> str:
+    """What is wrong with a field, in words that help who has misspelt it."""
+    if error["type"] != "extra_forbidden":
+        return error["msg"]
+    parts = [FineTune.model_json_schema(), *FineTune.model_json_schema()["$defs"].values()]
+    names = {name for part in parts for name in part.get("properties", {})}
+    close = difflib.get_close_matches(str(error["loc"][-1]), names, n=1)
+    return "there is no such field" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def config_map_file(path: Path, source: ConfigMapSource, directory: Path) -> DataFile | None:
@@ -64,7 +76,9 @@ def documents(path: Path) -> list[Any]:
         at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         wrong = ", ".join(part for part in (error.problem, error.context) if part)
         raise BadFile(f"{path}{at}: no YAML: {wrong}") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadFile(f"{path} cannot be read: {error}") from error
 
 

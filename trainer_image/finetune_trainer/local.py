@@ -32,16 +32,18 @@ from finetune_trainer.failures import (
     STORAGE_UNAUTHORIZED,
     STORAGE_UNAVAILABLE,
     RunFailure,
+    out_of_space,
 )
 from finetune_trainer.finetunefile import BadFile, config_map_file, read_finetune
 from finetune_trainer.rows import DataFile
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResult
-from finetune_trainer.stage import DONE, FAILED, INTERRUPTED, Interrupted, out_of_space, quiet_libraries
+from finetune_trainer.stage import DONE, FAILED, INTERRUPTED, Interrupted, quiet_libraries
 
 if TYPE_CHECKING:
     from finetune_trainer.store import Store
 
 ROLES = ("train", "evaluation")
+WAIT_SECONDS = 30.0  # of an unreachable bucket: someone sits and waits
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -90,7 +92,7 @@ def _train(
     quiet_libraries()
     with interrupt_as_sigterm(), terminal.Bar() as bar:
         Sigterm()
-        store = Store(run.storage)
+        store = Store(run.storage, wait_seconds=WAIT_SECONDS)
         prepared = preparing.prepare(run, store, scratch / "prepare", preparing.Here(base, train, evaluation))
         run = run.model_copy(update={"stage": "train", "prepared": prepared})
         result = _reused(prepared)
@@ -174,6 +176,8 @@ def rows_of(tune: FineTune, role: str, given: dict[str, Path], file: Path, scrat
 
 
 def refuse_cluster_only_rows(source: DatasetSource, role: str) -> None:
+    if source.s3:
+        refuse_unknown_bucket(f"dataset.{role}: {source.s3.uri}", f"--data {role}=FILE")
     if source.config_map:
         what = f"ConfigMap {source.config_map.name}"
     elif source.persistent_volume_claim:
@@ -184,20 +188,36 @@ def refuse_cluster_only_rows(source: DatasetSource, role: str) -> None:
 
 
 def refuse_cluster_only_model(tune: FineTune, base: Path | None) -> None:
-    volume = tune.spec.base_model.persistent_volume_claim
-    if volume and base is None:
+    if base is not None:
+        return
+    if bucket := tune.spec.base_model.s3:
+        refuse_unknown_bucket(f"baseModel: {bucket.uri}", "--base-model DIR")
+    if volume := tune.spec.base_model.persistent_volume_claim:
         raise BadFile(
             f"baseModel: volume {volume.claim_name} is in a cluster, not here: name the model's folder with "
             "--base-model DIR"
         )
 
 
+def refuse_unknown_bucket(what: str, instead: str) -> None:
+    """An s3:// address says nothing of its server: without a word about that, it would be looked for at AWS."""
+    if not any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID")):
+        raise BadFile(
+            f"{what} cannot be reached: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL when it is "
+            f"not at AWS; or name what is here with {instead}"
+        )
+
+
 @contextmanager
 def alone_in(output: Path) -> Iterator[Path]:
     """A scratch folder inside the output, which one run at a time may use."""
-    output.mkdir(parents=True, exist_ok=True)
     scratch = output / ".work"
-    with open(output / ".lock", "w") as lock:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = open(output / ".lock", "w")  # noqa: SIM115  # held until the end
+    except OSError as error:
+        raise BadFile(f"--output {output}: {error.strerror}; name a folder that can be written to") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -255,6 +275,7 @@ OWN_TOKEN = "here the token is that of HF_TOKEN, or of `hf auth login`"
 HINTS = {
     CUDA_OUT_OF_MEMORY: "lower training.microBatchSize (the result stays the same): the same command goes on from its "
     "checkpoint",
+    DISK_FULL: "here it is the disk of --output: what is finished stays there, and the same command goes on from it",
     BASE_MODEL_GATED: OWN_TOKEN,
     HUB_UNAUTHORIZED: OWN_TOKEN,
     STORAGE_UNAUTHORIZED: "here they are in the environment",

@@ -7,7 +7,6 @@ container's termination message and is posted to the operator; whichever arrives
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_trainer import failures, launch
-from finetune_trainer.failures import RunFailure
+from finetune_trainer.failures import RunFailure, out_of_space
 from finetune_trainer.runspec import Failure, Result, RunSpec
 
 log = logging.getLogger(__name__)
@@ -78,14 +77,6 @@ def quiet_libraries() -> None:
     """Leave the log to what we say."""
     for chatty in ("httpx", "httpx2", "urllib3", "huggingface_hub", "filelock", "fsspec", "datasets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
-def out_of_space(error: Exception) -> bool:
-    """Whether a disk was full; safetensors, written in Rust, says so in words only."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, OSError):
-        return error.errno in full
-    return any(f"(os error {number})" in str(error) for number in full)
 
 
 def finish(result: Result, spec: RunSpec | None) -> int:

@@ -88,7 +88,14 @@ def test_a_file_with_a_wrong_field_is_refused_by_name(
 ) -> None:
     file = write_finetune(tmp_path / "a.yaml", training={"learningrate": 1})
     assert main(["estimate", file, "--model", model]) == 1
-    assert "spec.training.learningrate: Extra inputs are not permitted" in capsys.readouterr().err
+    wrong = "spec.training.learningrate: there is no such field; did you mean learningRate?"
+    assert wrong in capsys.readouterr().err
+
+
+def test_a_config_that_is_no_json_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{")
+    assert main(["estimate", write_finetune(tmp_path / "a.yaml"), "--model", str(tmp_path)]) == 1
+    assert "the base model's config.json is not JSON" in capsys.readouterr().err
 
 
 def test_check_data_counts_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,6 +117,17 @@ DATASET = {"train": {"configMap": {"name": "elsewhere", "key": "train.jsonl"}}, 
             "baseModel: volume models is in a cluster, not here: name the model's folder with --base-model DIR",
         ),
         (
+            {"baseModel": {"s3": {"uri": "s3://models/tiny"}}},
+            [],
+            "baseModel: s3://models/tiny cannot be reached: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        ),
+        (
+            {"dataset": {"train": {"s3": {"uri": "s3://data/rows.jsonl"}}, **HELD_OUT}},
+            [],
+            "when it is not at AWS; or name what is here with --data train=FILE",
+        ),
+        ({}, ["--output", "/dev/null"], "--output /dev/null: File exists; name a folder that can be written to"),
+        (
             {},
             ["--data", "test=rows.jsonl"],
             "--data test=rows.jsonl: write --data train=FILE or --data evaluation=FILE",
@@ -128,8 +139,15 @@ DATASET = {"train": {"configMap": {"name": "elsewhere", "key": "train.jsonl"}}, 
     ],
 )
 def test_what_cannot_be_done_here_is_one_line_that_says_what_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: dict[str, Any], options: list[str], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spec: dict[str, Any],
+    options: list[str],
+    message: str,
 ) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
     assert cli.main(["run", write(tmp_path, **spec), "--output", str(tmp_path / "out"), *options]) == 1
     printed = capsys.readouterr()
     assert message in printed.err
