@@ -205,6 +205,7 @@ def _rules(path: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
 RETRIES = {
     "never": "not tried again",
     "infrastructure": "tried again, out of `retry.infrastructure`",
+    "unforeseen": "tried again, out of `retry.infrastructure`; before the first step only once",
     "outOfMemory": "tried again with half the micro batch, out of `retry.outOfMemory`",
     "free": "tried again at no cost",
 }

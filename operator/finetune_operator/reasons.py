@@ -10,9 +10,10 @@ from typing import Literal
 
 # never            the run fails at once: nothing changes by trying again
 # infrastructure   tried again after a pause, out of spec.retry.infrastructure
+# unforeseen       as infrastructure, but only once as long as the run has made no step: a bug comes again at once
 # outOfMemory      tried again with half the micro batch, out of spec.retry.outOfMemory
 # free             tried again at once, at no cost: the run was interrupted, not at fault
-Retry = Literal["never", "infrastructure", "outOfMemory", "free"]
+Retry = Literal["never", "infrastructure", "unforeseen", "outOfMemory", "free"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ FAILURES: dict[str, Failure] = {
         "infrastructure", "the bytes that arrived are not those that were stored: check the store"
     ),
     "DiskFull": Failure("infrastructure", "the node ran out of disk: free some, or steer the pod with podTemplate"),
-    "InternalError": Failure("infrastructure", "see the pod's log (kubectl logs); please report it with that log"),
+    "InternalError": Failure("unforeseen", "see the pod's log (kubectl logs); please report it with that log"),
     "ImagePullFailed": Failure("infrastructure", "check the image name, podTemplate.imagePullSecrets and the registry"),
     "Killed": Failure("infrastructure", "the process was killed from outside: see the node's events"),
     "NoResult": Failure("infrastructure", "the Job ended without a result: see the pod's log"),

@@ -36,7 +36,9 @@ def decide(view: View, attempt: Attempt) -> Decision:
     if policy.retry == "free":
         freed = attempts.settled(view).model_copy(update={"disruptions": run.disruptions + 1})
         return Decision(True, attempt.message, FREE_PAUSE_SECONDS - waited, freed)
-    if policy.retry == "infrastructure":
+    if policy.retry == "unforeseen" and _came_again(view):
+        return Decision(False, f"{attempt.message.rstrip('. ')}. Not tried again: a retry has not made a step either.")
+    if policy.retry in ("infrastructure", "unforeseen"):
         limit, used = view.parent.spec.retry.infrastructure, run.infrastructure_retries
         if used >= limit:
             return Decision(False, _given_up(attempt.message, used, "infrastructure", limit))
@@ -55,12 +57,21 @@ def budget_left(view: View, reason: str) -> bool:
     match of_failure(reason).retry:
         case "infrastructure":
             return run.infrastructure_retries < allowed.infrastructure
+        case "unforeseen":
+            return run.infrastructure_retries < allowed.infrastructure and not _came_again(view)
         case "outOfMemory":
             return (
                 view.stage == "train" and run.out_of_memory_retries < allowed.out_of_memory and _micro_batch(view) > 1
             )
         case _:
             return False
+
+
+def _came_again(view: View) -> bool:
+    """Whether a retry was spent without a step being made: what nobody foresaw is a bug then, not bad luck."""
+    progress = view.status.progress
+    stepped = view.stage == "train" and progress is not None and progress.step > 0
+    return view.run.infrastructure_retries > 0 and not stepped
 
 
 def _after_out_of_memory(view: View, attempt: Attempt) -> Decision:

@@ -362,6 +362,33 @@ def test_infrastructure_failures_end_the_run_when_the_retries_are_used_up() -> N
     assert seen(raised).create is not None
 
 
+def test_an_error_that_nobody_foresaw_is_tried_again_once_when_no_step_is_made() -> None:
+    parent, prepare, first = failed_run("InternalError")
+    assert first.again is not None
+    died = [terminated(prepare, 1, failed(prepare, "InternalError", "KeyError: 'x'"))]
+    made = seen(parent, [prepare], died, now=later(11))
+    assert made.create is not None
+    second = ended(stored(made.create), at=later(20))
+    dead = terminated(second, 1, failed(second, "InternalError", "KeyError: 'x'"))
+    then = seen(with_status(parent, made), [second], [dead], now=later(20))
+    assert (then.status.phase, then.status.reason, then.create) == ("Failed", "InternalError", None)
+    assert "KeyError: 'x'. Not tried again: a retry has not made a step either." in then.status.message
+    raised = finetune(with_status(parent, then).status.model_dump(by_alias=True), retry={"infrastructure": 9})
+    assert seen(raised).create is None
+
+
+def test_an_error_that_nobody_foresaw_late_in_training_is_tried_again_like_any_of_the_infrastructure() -> None:
+    parent, prepare, train = in_training()
+    trained_for_a_while = report(train, progress={"step": 30, "totalSteps": 40})
+    known = with_status(parent, seen(parent, [prepare, train], [running(train)], trained_for_a_while))
+    status = known.status.model_dump(by_alias=True)
+    status["run"]["infrastructureRetries"] = 3
+    dead = terminated(train, 1, failed(train, "InternalError", "cuBLAS error"))
+    made = seen(finetune(status), [prepare, ended(train)], [dead], now=later(100))
+    assert made.create is not None
+    assert made.status.run is not None and made.status.run.infrastructure_retries == 4
+
+
 @pytest.mark.parametrize("reason", ["OOMKilled", "CUDAOutOfMemory"])
 def test_out_of_memory_halves_the_micro_batch_and_says_so(reason: str) -> None:
     parent, prepare, train = in_training()
