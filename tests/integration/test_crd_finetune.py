@@ -428,10 +428,10 @@ CASES = [
     ),
     # where and with what it runs
     Case(
-        "output.exports: a Reward model scores answers and writes none, so nothing could serve the export; remove it",
+        "output.exports: GGUF has no head for the score of a Reward model; remove GGUF, or use Merged",
         at="spec.output.exports",
-        bad={"objective.type": "Reward", "output.exports": ["Merged"]},
-        good={"objective.type": "ORPO", "output.exports": ["Merged"]},
+        bad={"objective.type": "Reward", "output.exports": ["GGUF"]},
+        good={"objective.type": "Reward", "output.exports": ["Merged"]},
     ),
     Case(
         "training.batchSize: KTO estimates from each batch how far the model is from the base model; use 2 or more",

@@ -79,6 +79,7 @@ def merged_model(run: RunSpec, store: Store, folder: Path) -> ExportStatus:
         precision=precision,
         # What an adapter is worth was judged when it was trained; here it is the arithmetic that is checked.
         min_logprob_delta=0,
+        exported=True,
         trust_remote_code=run.spec.base_model.trust_remote_code,
     )
     result = merge.merge(spec, folder)
@@ -136,7 +137,7 @@ def _whole(store: Store, known: str) -> ExportStatus | None:
 def verification(result: MergeResult) -> str:
     """How the merged model was compared, for status and card."""
     return (
-        f"its logits differ from the mounted adapter's by {result.logit_difference:.2g} standard deviations "
+        f"its {result.compared} differ from the mounted adapter's by {result.logit_difference:.2g} standard deviations "
         f"(at most {result.tolerance:.2g} in {result.dtype})"
     )
 

@@ -27,7 +27,7 @@ from finetune_trainer.mergespec import MergeResult, MergeSpec
 from finetune_trainer.precision import cpu_has_bf16
 from finetune_trainer.probeprompts import prompts_for
 from finetune_trainer.runspec import Failure
-from finetune_trainer.servable import merge_refusal
+from finetune_trainer.servable import fold_refusal, gives_scores, merge_refusal
 
 if TYPE_CHECKING:
     import torch
@@ -150,31 +150,33 @@ def combine(spec: MergeSpec, base: Path, adapter: Path, manifest: dict[str, Any]
 
     dtype = output_dtype(spec)
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    refuse_unmergeable(spec.name, config)
+    refuse_unmergeable(spec, config)
+    scores = gives_scores(config)
     tokenizer, texts = _tokenizer(base, spec), prompts_for(spec.prompts, manifest.get("prompts", []))
-    model = load_as_trained(base, manifest, dtype, spec.trust_remote_code)
+    model = load_as_trained(base, manifest, dtype, spec.trust_remote_code, scores)
     batches = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
     with torch.no_grad():
-        untuned = [_logits(model, ids) for ids in batches]
+        untuned = [_logits(model, ids) for ids in batches] if not scores else []
         tuned = _mount(model, adapter)
         mounted = [_logits(tuned, ids) for ids in batches]
         merged_model = tuned.merge_and_unload(safe_merge=True)
         untie(merged_model)
         merged = [_logits(merged_model, ids) for ids in batches]
-    agreement = compare(untuned, mounted, merged)
+    agreement = compare_scores(mounted, merged) if scores else compare(untuned, mounted, merged)
     log.info(
-        "merged and mounted logits differ by %.2g standard deviations (at most %.2g); to the base model by %.3g",
-        agreement.logits,
-        TOLERANCE[dtype],
-        agreement.effect,
-    )
+        "merged and mounted %s differ by %.2g standard deviations (at most %.2g)",
+        "scores" if scores else "logits", agreement.logits, TOLERANCE[dtype],
+    )  # fmt: skip
+    if not scores:
+        log.info("merged and base model differ by %.3g in log probability", agreement.effect)
     if wrong := agreement.refusal(dtype, spec.min_logprob_delta):
         raise RunFailure(failures.UNSUPPORTED_COMBINATION, f"{spec.name}: {wrong}")
     result = MergeResult(
         adapter_digest=spec.adapter_digest,
+        compared="scores" if scores else "logits",
         logit_difference=float(f"{agreement.logits:.4g}"),
         tolerance=TOLERANCE[dtype],
-        logprob_delta=float(f"{agreement.effect:.4g}"),
+        logprob_delta=None if scores else float(f"{agreement.effect:.4g}"),
         dtype=dtype,
     )
     write(merged_model, base, adapter, output, result)
@@ -188,38 +190,42 @@ def output_dtype(spec: MergeSpec) -> str:
     return "bfloat16" if spec.gpus or cpu_has_bf16() else "float32"
 
 
-def refuse_unmergeable(name: str, config: dict[str, Any]) -> None:
-    if refusal := merge_refusal(config):
-        raise RunFailure(failures.UNSUPPORTED_COMBINATION, f"{name}: {refusal}")
+def refuse_unmergeable(spec: MergeSpec, config: dict[str, Any]) -> None:
+    if refusal := fold_refusal(config) if spec.exported else merge_refusal(config):
+        raise RunFailure(failures.UNSUPPORTED_COMBINATION, f"{spec.name}: {refusal}")
 
 
-def load_as_trained(base: Path, manifest: dict[str, Any], dtype: str, remote_code: bool) -> PreTrainedModel:
+def load_as_trained(
+    base: Path, manifest: dict[str, Any], dtype: str, remote_code: bool, scores: bool = False
+) -> PreTrainedModel:
     """The base model with the weights that the adapter saw in training, expanded to `dtype`; the original ones for an
     adapter that was made to stand on those."""
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
     kind = "None" if manifest.get("onOriginalWeights") else manifest.get("quantization") or "None"
-    arguments: dict[str, Any] = {}
+    network: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    quantization: dict[str, Any] = {}
     if kind in ("NF4", "FP4"):
-        arguments["quantization_config"] = BitsAndBytesConfig(
+        quantization["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=kind.lower(),
             bnb_4bit_use_double_quant=bool(manifest.get("doubleQuant", True)),
             bnb_4bit_compute_dtype=getattr(torch, dtype),
         )
     elif kind == "INT8":
-        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        quantization["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     log.info("loading the base model (%s as in training, then %s)", kind, dtype)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = network.from_pretrained(
         str(base),
         dtype=getattr(torch, dtype),
         trust_remote_code=remote_code,
         local_files_only=True,
         device_map="cpu",
-        **arguments,
+        **({"num_labels": 1} if scores else {}),
+        **quantization,
     )
-    if arguments:
+    if quantization:
         model = model.dequantize()
         # transformers leaves its marks, by which PEFT refuses to merge IA3 and AdaLoRA into what are full weights now.
         for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
@@ -253,6 +259,14 @@ def compare(
         effect = max(effect, float((of_merged - of_base).abs().mean()))
         rounding = max(rounding, float((of_merged - of_mounted).abs().mean()))
     return Agreement(logits, effect, rounding)
+
+
+def compare_scores(mounted: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]) -> Agreement:
+    """Of a reward model, over all prompts; its base has no score, so there is no effect to be compared."""
+    import torch
+
+    there, here = torch.cat(list(mounted)), torch.cat(list(merged))
+    return Agreement(float((here - there).abs().mean() / there.std()), effect=0.0, rounding=0.0)
 
 
 def write(model: PreTrainedModel, base: Path, adapter: Path, output: Path, result: MergeResult) -> None:
@@ -296,6 +310,6 @@ def _mount(model: PreTrainedModel, adapter: Path) -> Any:
 
 
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """[places, vocabulary] of one prompt, in float32."""
+    """[places, vocabulary] of one prompt, in float32; of a reward model its score [1]."""
     values: torch.Tensor = model(input_ids=ids).logits[0].float()
     return values

@@ -28,12 +28,16 @@ class MergeSpec(Spec):
     min_logprob_delta: float = 0.001
     prompts: list[str] = Field(default_factory=list)
     trust_remote_code: bool = False
+    #: A reward model may be merged too: to be exported, never to be served.
+    exported: bool = False
 
 
 class MergeResult(Status):
     """The termination message: what was measured, or why it failed."""
 
     adapter_digest: str = ""
+    #: What was compared: a language model's logits, or a reward model's scores.
+    compared: Literal["logits", "scores"] = "logits"
     #: Largest absolute difference of a logit between the merged model and base plus mounted adapter.
     logit_difference: float | None = None
     tolerance: float | None = None

@@ -57,6 +57,7 @@ def loaded_with(spec: FineTuneSpec) -> tuple[str, str]:
 def merged_card(run: RunSpec, dtype: str, license: str | None = None) -> str:
     """The card of base model and adapter as one model."""
     assert run.trained
+    kind, _ = loaded_with(run.spec)
     return _card(
         run,
         [*_metadata(run, "transformers", "finetune"), *([f"license: {json.dumps(license)}"] if license else [])],
@@ -64,9 +65,9 @@ def merged_card(run: RunSpec, dtype: str, license: str | None = None) -> str:
         [*_facts(run), ("Adapter digest", run.trained.adapter.digest), ("Weights", dtype)],
         run.trained.evaluation or EvaluationStatus(),
         [
-            "from transformers import AutoModelForCausalLM",
+            f"from transformers import {kind}",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("{run.name}")  # the folder with this file',
+            f'model = {kind}.from_pretrained("{run.name}")  # the folder with this file',
         ],
     )
 

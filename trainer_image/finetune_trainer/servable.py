@@ -14,18 +14,24 @@ LARGEST_RANK = 512
 MERGE_INSTEAD = "serve it with mode: Merge"
 # Methods whose adapter has no weights that could be merged: only the trainer's own library can run them.
 PROMPT_METHODS = frozenset({"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT"})
-# A reward model: vLLM's server would be asked for text, and the merged head is no language model's.
+# A reward model: vLLM's server would be asked for text.
 SCORES = (
-    "it scores answers and writes none (task_type SEQ_CLS); load it with AutoModelForSequenceClassification and PEFT"
+    "it scores answers and writes none (task_type SEQ_CLS); load it with AutoModelForSequenceClassification and PEFT, or "
+    "export it merged (output.exports)"
 )
 # Initialisations that change the base model's weights as well; PEFT repeats that when it loads, vLLM cannot.
 PLAIN_INITIALISATIONS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 
 
+def gives_scores(config: Mapping[str, Any]) -> bool:
+    """Whether it is a reward model's adapter."""
+    return config.get("task_type") == "SEQ_CLS"
+
+
 def mount_refusal(config: Mapping[str, Any]) -> str:
     """Why vLLM 0.32 cannot mount an adapter (vllm/lora/peft_helper.py) and what to do; empty when it can."""
     method = config.get("peft_type")
-    if config.get("task_type") == "SEQ_CLS":
+    if gives_scores(config):
         return SCORES
     if method in PROMPT_METHODS:
         return f"vLLM cannot serve peft_type {method}; train with method.type LoRA or QLoRA"
@@ -53,10 +59,13 @@ def mount_refusal(config: Mapping[str, Any]) -> str:
 
 
 def merge_refusal(config: Mapping[str, Any]) -> str:
-    """Why an adapter cannot be merged into its base model and what to do; empty when it can."""
+    """Why an adapter cannot be served merged into its base model and what to do; empty when it can."""
+    return SCORES if gives_scores(config) else fold_refusal(config)
+
+
+def fold_refusal(config: Mapping[str, Any]) -> str:
+    """Why an adapter cannot become a part of its base model's weights and what to do; empty when it can."""
     method = config.get("peft_type")
-    if config.get("task_type") == "SEQ_CLS":
-        return SCORES
     if method in PROMPT_METHODS:
         return f"{method} adds tokens and changes no weights, so nothing can be merged; use method.type LoRA or QLoRA"
     if config.get("lora_bias"):

@@ -206,8 +206,8 @@ class FineTuneSpec(Spec):
             field="output.exports",
         ),
         Rule(
-            "!has(self.output.exports) || self.output.exports.size() == 0 || self.objective.type != 'Reward'",
-            "output.exports: a Reward model scores answers and writes none, so nothing could serve the export; remove it",
+            "!has(self.output.exports) || !('GGUF' in self.output.exports) || self.objective.type != 'Reward'",
+            "output.exports: GGUF has no head for the score of a Reward model; remove GGUF, or use Merged",
             field="output.exports",
         ),
         Rule(

@@ -149,7 +149,7 @@ class AdapterStatus(Status):
         default="", description="Why vLLM cannot mount it on the base model, and what to do; empty when it can."
     )
     merge_refusal: Text = Field(
-        default="", description="Why it cannot be merged into the base model, and what to do; empty when it can."
+        default="", description="Why it cannot be served merged into the base model, and what to do; empty when it can."
     )
 
 

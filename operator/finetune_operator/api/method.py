@@ -31,8 +31,8 @@ class Objective(Spec):
         default="SFT",
         description="SFT (default): imitate the answers. DPO: prefer the chosen answers of Preference rows, measured "
         "against the base model. ORPO: prefer and imitate them, without the base model. KTO: prefer good answers to bad "
-        "ones, from UnpairedPreference rows. Reward: a model that scores answers, from Preference rows; it is not "
-        "served by an AdapterDeployment.",
+        "ones, from UnpairedPreference rows. Reward: a model that scores answers, from Preference rows; it is "
+        "exported, and not served by an AdapterDeployment.",
     )
     beta: float | None = Field(
         default=None,

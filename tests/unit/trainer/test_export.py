@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from finetune_trainer.adapter import write_adapter
+from finetune_trainer.data import padded
 from finetune_trainer.digest import hash_tree, hex_of, tree_digest
 from finetune_trainer.export import export, merged_precision
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResult
 from finetune_trainer.store import Store
 
+from .small_run import Setup, run_spec
 from .test_merge import make_adapter
 from .tiny import finetune_spec
 
@@ -22,13 +26,15 @@ from .tiny import finetune_spec
 class Bucket:
     """Base model and adapter as prepare and train leave them."""
 
-    def __init__(self, endpoint: str, model: Path, folder: Path) -> None:
+    def __init__(
+        self, endpoint: str, model: Path, adapter: Path, quantization: str = "None", objective: str = "SFT"
+    ) -> None:
+        self.objective = objective
         self.storage = Storage(uri=f"s3://finetune/{uuid.uuid4().hex[:8]}", endpoint=endpoint)
         self.store = Store(self.storage, wait_seconds=5)
-        adapter = make_adapter(model, folder / "adapter", {"quantization": "None"})
         self.base, self.adapter = tree_digest(hash_tree(model)), tree_digest(hash_tree(adapter))
         self.store.upload_tree(model, f"models/{hex_of(self.base)}")
-        lineage = {"quantization": "None", "baseModel": {"digest": self.base}, "prompts": ["alpha beta gamma"]}
+        lineage = {"quantization": quantization, "baseModel": {"digest": self.base}, "prompts": ["alpha beta gamma"]}
         self.store.upload_tree(adapter, f"adapters/{hex_of(self.adapter)}", lineage)
 
     def run(self, **output: Any) -> RunSpec:
@@ -40,7 +46,7 @@ class Bucket:
         }
         return RunSpec(
             stage="export", namespace="demo", name="tiny", job="tiny-export-1", storage=self.storage,
-            spec=finetune_spec(output=output),
+            spec=finetune_spec(output=output, objective={"type": self.objective}),
             prepared=PrepareResult.model_validate(prepared),
             trained=TrainResult.model_validate({"adapter": {"digest": self.adapter, "uri": self.store.uri(adapter)}}),
         )  # fmt: skip
@@ -48,7 +54,8 @@ class Bucket:
 
 @pytest.fixture
 def bucket(endpoint: str, tiny_llama: Path, tmp_path: Path) -> Bucket:
-    return Bucket(endpoint, tiny_llama, tmp_path)
+    adapter = make_adapter(tiny_llama, tmp_path / "adapter", {"quantization": "None"})
+    return Bucket(endpoint, tiny_llama, adapter)
 
 
 def test_a_merged_model_is_verified_uploaded_whole_and_made_only_once(bucket: Bucket, tmp_path: Path) -> None:
@@ -68,6 +75,34 @@ def test_a_merged_model_is_verified_uploaded_whole_and_made_only_once(bucket: Bu
     bucket.store.delete(f"models/{hex_of(bucket.base)}/model.safetensors")
     again = export(bucket.run(exports=["Merged"], mergedPrecision="FP32"), bucket.store, tmp_path / "again")
     assert again == [made]
+
+
+@pytest.mark.parametrize("quantization", ["None", "NF4"])
+def test_a_merged_reward_model_has_the_scores_of_the_trained_one(
+    endpoint: str, quantization: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    method = {"type": "QLoRA" if quantization == "NF4" else "LoRA", "lora": {"rank": 4, "alpha": 8}}
+    spec = finetune_spec(objective={"type": "Reward"}, method=method)
+    trained = Setup(tmp_path / "run", tiny_llama, spec)
+    trained.run(2)
+    write_adapter(trained.model, run_spec(spec), tmp_path / "adapter", trained.initial)
+    batch = padded([trained.rows[index] for index in range(3)])
+    trained.model.eval()
+    with torch.no_grad():
+        scores = trained.objective.scores(trained.model, batch)
+
+    bucket = Bucket(endpoint, tiny_llama, tmp_path / "adapter", quantization, "Reward")
+    (made,) = export(bucket.run(exports=["Merged"]), bucket.store, tmp_path / "work")
+    assert made.message.startswith("its scores differ from the mounted adapter's by")
+    folder = tmp_path / "got"
+    bucket.store.at(made.uri).download_tree("", folder, made.digest)
+    merged = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        theirs = merged(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
+    assert torch.allclose(scores, theirs, atol=1e-4), (scores - theirs).abs().max()
+    assert "AutoModelForSequenceClassification.from_pretrained" in (folder / "README.md").read_text()
 
 
 def test_half_a_merged_model_in_the_bucket_is_made_again(

@@ -23,7 +23,7 @@ from finetune_trainer.quantization import load_base_model
 from finetune_trainer.reference import rows_used, set_references
 from finetune_trainer.reward import last_tokens
 from finetune_trainer.schedule import micro_batches
-from finetune_trainer.servable import SCORES, merge_refusal, mount_refusal
+from finetune_trainer.servable import SCORES, fold_refusal, merge_refusal, mount_refusal
 
 from .small_run import CPU, FP32, Setup, run_spec
 from .tiny import finetune_spec, make_judged, write_dataset
@@ -248,7 +248,7 @@ def test_a_reward_model_reloads_with_its_head(method: dict[str, Any], tmp_path: 
     case = Case("Reward", tmp_path, tiny_llama, method=method, **LEARNING)
     case.run(2)
     config = write_adapter(case.model, run_spec(case.spec), tmp_path / "adapter", case.initial)
-    assert mount_refusal(config) == merge_refusal(config) == SCORES
+    assert mount_refusal(config) == merge_refusal(config) == SCORES and not fold_refusal(config)
     names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert [name for name in names if "lora_" not in name] == ["base_model.model.score.weight"]
 
