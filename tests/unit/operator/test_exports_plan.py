@@ -1,11 +1,10 @@
 """Every decision about exports, one sentence each: what is made after training, again after an edit, and after failures."""
 
-from typing import Any
-
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import EvaluationStatus, ExportStatus, GateStatus
 from finetune_operator.finetune.plan import Plan
 from finetune_trainer.runspec import ExportResult, Result
+from tests.unit.operator.stations import in_preparation, just_trained
 from tests.unit.operator.wrappers import (
     DIGEST,
     Object,
@@ -24,7 +23,6 @@ from tests.unit.operator.wrappers import (
     seen,
     stored,
     terminated,
-    trained,
     with_status,
 )
 
@@ -37,20 +35,9 @@ def exported(job: Object) -> Result:
     return Result(stage="export", job=job["metadata"]["name"], exported=ExportResult(exports=[made]))
 
 
-def just_trained(output: Object = MERGED, **result: Any) -> tuple[FineTune, list[Object], Plan]:
-    """A FineTune whose training has just ended, its Jobs, and what is planned then."""
-    parent = finetune(output=output)
-    made = seen(parent)
-    parent, prepare = with_status(parent, made), stored(made.create)
-    made = seen(parent, [prepare], [terminated(prepare, result=prepared(prepare))])
-    parent, prepare, train = with_status(parent, made), ended(prepare, "Complete"), stored(made.create)
-    made = seen(parent, [prepare, train], [terminated(train, result=trained(train, **result))])
-    return with_status(parent, made), [prepare, ended(train, "Complete")], made
-
-
 def exporting(output: Object = MERGED) -> tuple[FineTune, list[Object], Object]:
     """A FineTune whose export Job was created, its earlier Jobs, and that Job."""
-    parent, jobs, made = just_trained(output)
+    parent, jobs, made = just_trained(output=output)
     return parent, jobs, stored(made.create)
 
 
@@ -74,7 +61,7 @@ def edited(parent: FineTune, output: Object) -> FineTune:
 
 
 def test_exports_are_made_by_a_job_of_their_own_that_knows_base_model_and_adapter() -> None:
-    _, _, made = just_trained()
+    _, _, made = just_trained(output=MERGED)
     assert made.create is not None
     assert made.create["metadata"]["name"] == "bot-export-01234567-1"
     spec = run_spec(made.create)
@@ -105,14 +92,14 @@ def test_the_run_is_complete_with_its_exports() -> None:
 
 
 def test_a_push_to_a_hub_is_an_export_too() -> None:
-    _, _, made = just_trained(HUB)
+    _, _, made = just_trained(output=HUB)
     assert made.create is not None and "-export-" in made.create["metadata"]["name"]
 
 
 def test_an_adapter_that_did_not_pass_its_gates_is_not_exported() -> None:
     gates = [GateStatus(metric="loss", passed=False, message="loss 1.5 > 1.2")]
     evaluation = EvaluationStatus(adapter={"loss": 1.5}, gates=gates, passed=False)
-    parent, jobs, made = just_trained(adapter=adapter(passed=False), evaluation=evaluation)
+    parent, jobs, made = just_trained({"adapter": adapter(passed=False), "evaluation": evaluation}, output=MERGED)
     assert made.create is None
     assert made.status.phase == "Succeeded"
     assert "nothing is exported" in made.status.message
@@ -120,11 +107,8 @@ def test_an_adapter_that_did_not_pass_its_gates_is_not_exported() -> None:
 
 
 def test_an_adapter_that_is_reused_is_exported() -> None:
-    parent = finetune(output=MERGED)
-    made = seen(parent)
-    prepare = stored(made.create)
-    result = prepared(prepare, reused=reused())
-    made = seen(with_status(parent, made), [prepare], [terminated(prepare, result=result)])
+    parent, prepare = in_preparation(output=MERGED)
+    made = seen(parent, [prepare], [terminated(prepare, result=prepared(prepare, reused=reused()))])
     assert made.create is not None and made.create["metadata"]["name"] == "bot-export-01234567-1"
     assert reasons(made) == ["Prepared", "ReusedExisting", "Exporting"]
 
@@ -139,7 +123,7 @@ def test_an_export_does_not_wait_for_the_pod_that_has_trained() -> None:
 
 
 def test_an_export_that_is_asked_for_later_is_made_without_training_again() -> None:
-    parent, jobs, made = just_trained({})
+    parent, jobs, made = just_trained()
     assert made.create is None and made.status.phase == "Succeeded"
     made = seen(edited(parent, MERGED), jobs)
     assert made.create is not None

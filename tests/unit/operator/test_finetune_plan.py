@@ -1,15 +1,14 @@
 """Every decision about a FineTune, one sentence each."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import EstimateStatus, EvaluationStatus, GateStatus
-from finetune_operator.finetune.plan import Plan, plan
+from finetune_operator.finetune.plan import plan
 from finetune_operator.finetune.view import view
 from finetune_operator.settings import Settings
+from tests.unit.operator.stations import failed_run, in_preparation, in_training, succeeded
 from tests.unit.operator.wrappers import (
     NOW,
     SETTINGS,
@@ -34,33 +33,6 @@ from tests.unit.operator.wrappers import (
     waiting,
     with_status,
 )
-
-
-def in_preparation(**spec: Any) -> tuple[FineTune, Object]:
-    """A FineTune whose prepare Job was created, and that Job."""
-    parent = finetune(**spec)
-    made = seen(parent)
-    return with_status(parent, made), stored(made.create)
-
-
-def in_training(**spec: Any) -> tuple[FineTune, Object, Object]:
-    """A FineTune whose first train Job was created, its prepare Job and its train Job."""
-    parent, prepare = in_preparation(**spec)
-    made = seen(parent, [prepare], [terminated(prepare, result=prepared(prepare))])
-    return with_status(parent, made), ended(prepare, "Complete"), stored(made.create)
-
-
-def succeeded(**spec: Any) -> tuple[FineTune, list[Object]]:
-    parent, prepare, train = in_training(**spec)
-    made = seen(parent, [prepare, train], [terminated(train, result=trained(train))])
-    return with_status(parent, made), [prepare, ended(train, "Complete")]
-
-
-def failed_run(reason: str = "InvalidDataset", **spec: Any) -> tuple[FineTune, Object, Plan]:
-    parent, prepare = in_preparation(**spec)
-    made = seen(parent, [ended(prepare)], [terminated(prepare, 1, failed(prepare, reason))])
-    return with_status(parent, made), ended(prepare), made
-
 
 # ---- the way of a run ------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from finetune_operator.api.finetune import FineTune
 from finetune_operator.finetune import jobs
 from finetune_operator.finetune.plan import Plan
 from finetune_trainer.runspec import RENDEZVOUS_PORT
+from tests.unit.operator.stations import in_training
 from tests.unit.operator.test_jobs import environment, training
 from tests.unit.operator.wrappers import (
     NOW,
@@ -16,26 +17,15 @@ from tests.unit.operator.wrappers import (
     finetune,
     later,
     pod,
-    prepared,
     report,
     running,
     seen,
     stored,
     terminated,
     trained,
-    with_status,
 )
 
 TWO_NODES: Object = {"resources": {"gpus": 4, "nodes": 2}}
-
-
-def in_training() -> tuple[FineTune, Object]:
-    """A FineTune on two nodes whose first train Job was created, and that Job."""
-    parent = finetune(**TWO_NODES)
-    made = seen(parent)
-    prepare = stored(made.create)
-    begun = seen(with_status(parent, made), [prepare], [terminated(prepare, result=prepared(prepare))])
-    return with_status(parent, begun), stored(begun.create)
 
 
 def number(index: int, of: Object) -> Object:
@@ -83,7 +73,7 @@ def test_the_longest_names_of_service_and_pods_fit() -> None:
 
 
 def test_it_trains_once_all_pods_run_and_says_what_the_last_one_waits_for() -> None:
-    parent, train = in_training()
+    parent, _, train = in_training(**TWO_NODES)
     first = number(0, running(train))
     assert seen(parent, [train], [first]).status.reason == "Starting"
     unscheduled = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes have a free nvidia.com/gpu"}
@@ -94,7 +84,7 @@ def test_it_trains_once_all_pods_run_and_says_what_the_last_one_waits_for() -> N
 
 
 def test_the_first_pods_result_ends_the_run_and_no_other_pods_does() -> None:
-    parent, train = in_training()
+    parent, _, train = in_training(**TWO_NODES)
     result = trained(train)
     imposter = seen(parent, [train], [number(0, running(train)), number(1, terminated(train, result=result))])
     assert imposter.status.phase == "Training"
@@ -103,7 +93,7 @@ def test_the_first_pods_result_ends_the_run_and_no_other_pods_does() -> None:
 
 
 def test_gpu_time_is_that_of_all_pods() -> None:
-    parent, train = in_training()
+    parent, _, train = in_training(**TWO_NODES)
     pods = [number(index, running(train)) for index in (0, 1)]
     made = seen(parent, [train], pods, now=later(3600))
     assert made.status.cost is not None and made.status.cost.gpu_hours == 8
@@ -112,7 +102,7 @@ def test_gpu_time_is_that_of_all_pods() -> None:
 
 
 def test_a_failure_waits_for_the_end_of_all_pods() -> None:
-    parent, train = in_training()
+    parent, _, train = in_training(**TWO_NODES)
     lost = failed(train, "PeerLost")
     target = {"type": "FailureTarget", "status": "True", "reason": "PodFailurePolicy"}
     job = {**train, "status": {"conditions": [target]}}
@@ -128,7 +118,7 @@ def test_a_failure_waits_for_the_end_of_all_pods() -> None:
 def test_the_pod_that_failed_first_says_why_not_the_one_that_missed_it(
     survivor: int, exit_code: int, how: str, reason: str
 ) -> None:
-    parent, train = in_training()
+    parent, _, train = in_training(**TWO_NODES)
     made = after_failure(
         parent,
         train,
@@ -139,7 +129,7 @@ def test_the_pod_that_failed_first_says_why_not_the_one_that_missed_it(
 
 
 def test_a_failure_that_a_later_pod_tells_is_shown_with_its_name() -> None:
-    parent, train = in_training()
+    parent, _, train = in_training(**TWO_NODES)
     made = after_failure(
         parent,
         train,
@@ -151,7 +141,7 @@ def test_a_failure_that_a_later_pod_tells_is_shown_with_its_name() -> None:
 
 
 def test_pods_that_only_miss_each_other_are_tried_again_as_infrastructure() -> None:
-    parent, train = in_training()
+    parent, _, train = in_training(**TWO_NODES)
     pods = [number(index, terminated(train, 1, failed(train, "PeerLost"))) for index in (0, 1)]
     made = after_failure(parent, train, *pods)
     assert made.create is not None and made.failure == "PeerLost"
@@ -159,7 +149,7 @@ def test_pods_that_only_miss_each_other_are_tried_again_as_infrastructure() -> N
 
 
 def test_an_eviction_that_stops_all_pods_counts_once() -> None:
-    parent, train = in_training()
+    parent, _, train = in_training(**TWO_NODES)
     stopped = [number(index, terminated(train, 143)) for index in (0, 1)]
     later_on = times.rfc3339(later(30))
     again = [number(index, {**running(train), "metadata": {**running(train)["metadata"], "creationTimestamp": later_on}})
@@ -172,7 +162,7 @@ def test_an_eviction_that_stops_all_pods_counts_once() -> None:
 
 
 def test_a_lost_node_among_several_is_given_up_on() -> None:
-    parent, train = in_training()
+    parent, _, train = in_training(**TWO_NODES)
     silent = number(0, running(train))
     silent["metadata"]["deletionTimestamp"] = "2026-11-22T12:02:00Z"
     survivor = number(1, terminated(train, 1, failed(train, "PeerLost")))
