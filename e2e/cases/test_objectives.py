@@ -21,7 +21,9 @@ def pairs() -> list[dict[str, Any]]:
     return [{"prompt": prompt, "chosen": good, "rejected": bad} for prompt, (good, bad) in FACTS.items()]
 
 
-def compared(name: str, namespace: str, seed: int, objective: str, gates: list[dict[str, Any]]) -> dict[str, Any]:
+def compared(
+    name: str, namespace: str, seed: int, objective: str, gates: list[dict[str, Any]], **spec: Any
+) -> dict[str, Any]:
     """A run of few steps on the pairs, evaluated on the same ones."""
     rows = from_config_map("pairs")
     return finetune(
@@ -32,6 +34,7 @@ def compared(name: str, namespace: str, seed: int, objective: str, gates: list[d
         objective={"type": objective},
         training=training(seed, steps=8, learningRate=0.003, batchSize=6),
         evaluation={"gates": gates},
+        **spec,
     )
 
 
@@ -39,7 +42,7 @@ def test_dpo_and_a_reward_model_learn_to_prefer_and_only_one_is_served(namespace
     apply(config_map("pairs", namespace, {"train.jsonl": jsonl(pairs())}))
     gates = [{"metric": "loss", "betterThanBase": True}, {"metric": "reward_accuracy", "min": 0.6}]
     preferring = apply(compared("preferring", namespace, seed, "DPO", gates))
-    scoring = apply(compared("scoring", namespace, seed, "Reward", []))
+    scoring = apply(compared("scoring", namespace, seed, "Reward", [], output={"exports": ["Merged"]}))
     served = apply(adapter_deployment("scores", namespace, follows="scoring"))
 
     status = preferring.wait_true("Complete")["status"]
@@ -53,6 +56,8 @@ def test_dpo_and_a_reward_model_learn_to_prefer_and_only_one_is_served(namespace
     status = scoring.wait_true("Complete")["status"]
     assert set(status["evaluation"]["adapter"]) == {"loss", "reward_accuracy", "reward_margin"}
     assert status["evaluation"].get("base", {}) == {}
+    (export,) = status["exports"]
+    assert "its scores differ from the mounted adapter's by" in export["message"]
     refused = served.wait(
         "refused",
         lambda found: found if found.get("status", {}).get("reason") == "UnsupportedAdapter" else None,
