@@ -446,10 +446,10 @@ CASES = [
         good={"method.type": "LoRA", "output.exports": ["Merged"]},
     ),
     Case(
-        "mergedPrecision: only the Merged export has it; add Merged to exports or remove it",
+        "mergedPrecision: only exports have it; add Merged or GGUF to exports, or remove it",
         at="spec.output.mergedPrecision",
         bad={"output": {"mergedPrecision": "FP16"}},
-        good={"output": {"mergedPrecision": "FP16", "exports": ["Merged"]}},
+        good={"output": {"mergedPrecision": "FP16", "exports": ["GGUF"]}},
     ),
     Case(
         "hub.content: there is no merged model to push; add Merged to exports",

@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from finetune_operator.api.finetunestatus import AdapterStatus, ExportStatus
 from finetune_trainer import basemodel
@@ -21,7 +23,7 @@ from finetune_trainer.digest import MANIFEST, hash_tree, hex_of, short, tree_dig
 from finetune_trainer.hubpush import push
 from finetune_trainer.interruption import Sigterm
 from finetune_trainer.mergespec import MergeResult, MergeSpec
-from finetune_trainer.modelcard import CARD, merged_card
+from finetune_trainer.modelcard import CARD, gguf_card, merged_card
 from finetune_trainer.runspec import ExportResult, Result, RunSpec
 from finetune_trainer.store import Store
 
@@ -47,28 +49,32 @@ def main(run: RunSpec) -> Result:
 def export(run: RunSpec, store: Store, work: Path) -> list[ExportStatus]:
     """One entry per export, in the order of spec.output."""
     assert run.trained
-    output, adapter = run.spec.output, run.trained.adapter
-    made = {kind: merged_model(run, store, work / "merged") for kind in output.exports}
-    if output.hub is None:
+    made = models(run, store, work)
+    if run.spec.output.hub is None:
         return list(made.values())
-    source = made["Merged"] if output.hub.content == "Merged" else adapter
+    source = made["Merged"] if run.spec.output.hub.content == "Merged" else run.trained.adapter
     return [*made.values(), pushed(run, store, source, work / "hub")]
 
 
-# ---- merged ----------------------------------------------------------------------------------------------------------
+def models(run: RunSpec, store: Store, work: Path) -> dict[str, ExportStatus]:
+    """What spec.output.exports asks for; all of it is made from one merge."""
+    merged = cache(lambda: merge_once(run, store, work / "merged"))
+    makers = {"Merged": merged_model, "GGUF": gguf_model}
+    return {kind: makers[kind](run, store, merged) for kind in run.spec.output.exports}
 
 
-def merged_model(run: RunSpec, store: Store, folder: Path) -> ExportStatus:
-    """Base model and adapter as one plain model at `merged/<digest>/`, its logits compared with the mounted adapter's."""
+class Merged(NamedTuple):
+    """Base model and adapter as one plain model on this machine, its logits compared with the mounted adapter's."""
+
+    folder: Path
+    result: MergeResult
+
+
+def merge_once(run: RunSpec, store: Store, folder: Path) -> Merged:
     assert run.trained and run.prepared
-    adapter, precision = run.trained.adapter, merged_precision(run, store)
-    known = f"merged/known/{hex_of(adapter.digest)}-{precision}.json"
-    if done := _whole(store, known):
-        log.info("merged: is at %s already", done.uri)
-        return done
     from finetune_trainer import merge
 
-    base = run.prepared.base_model
+    base, adapter = run.prepared.base_model, run.trained.adapter
     spec = MergeSpec(
         name=run.name,
         storage=run.storage,
@@ -76,7 +82,7 @@ def merged_model(run: RunSpec, store: Store, folder: Path) -> ExportStatus:
         base_digest=base.digest,
         adapter_uri=adapter.uri,
         adapter_digest=adapter.digest,
-        precision=precision,
+        precision=merged_precision(run, store),
         # What an adapter is worth was judged when it was trained; here it is the arithmetic that is checked.
         min_logprob_delta=0,
         exported=True,
@@ -84,21 +90,58 @@ def merged_model(run: RunSpec, store: Store, folder: Path) -> ExportStatus:
     )
     result = merge.merge(spec, folder)
     (folder / merge.RECORD).unlink()  # of this machine's arithmetic, to the last digit: it is in the manifest
-    (folder / CARD).write_text(merged_card(run, result.dtype, basemodel.license_of(store, base.digest)))
-    files = hash_tree(folder)
+    return Merged(folder, result)
+
+
+# ---- merged ----------------------------------------------------------------------------------------------------------
+
+
+def merged_model(run: RunSpec, store: Store, merge: Callable[[], Merged]) -> ExportStatus:
+    """Base model and adapter as one plain model at `merged/<digest>/`."""
+    if done := _whole(run, store, "merged"):
+        return done
+    assert run.prepared
+    folder, result = merge()
+    (folder / CARD).write_text(
+        merged_card(run, result.dtype, basemodel.license_of(store, run.prepared.base_model.digest))
+    )
+    return _uploaded(run, store, "Merged", folder, verification(result), lineage(run, "Merged", result))
+
+
+def _whole(run: RunSpec, store: Store, place: str) -> ExportStatus | None:
+    """What an earlier attempt, or another run with the same adapter, has left at `place`, if it is still whole."""
+    found = store.get_json(_known(run, store, place))
+    if found is None:
+        return None
+    status = ExportStatus.model_validate(found)
+    try:
+        whole = store.verify_tree(f"{place}/{hex_of(status.digest)}")
+    except ObjectNotFound:
+        return None
+    if whole:
+        log.info("%s: is at %s already", place, status.uri)
+    return status if whole else None
+
+
+def _known(run: RunSpec, store: Store, place: str) -> str:
+    assert run.trained
+    return f"{place}/known/{hex_of(run.trained.adapter.digest)}-{merged_precision(run, store)}.json"
+
+
+def _uploaded(
+    run: RunSpec, store: Store, kind: Literal["Merged", "GGUF"], folder: Path, message: str, manifest: dict[str, Any]
+) -> ExportStatus:
+    """A folder at `<kind>/<digest>/`, and a note by which it is found again."""
+    files, place = hash_tree(folder), kind.lower()
     digest = tree_digest(files)
-    prefix = f"merged/{hex_of(digest)}"
+    prefix = f"{place}/{hex_of(digest)}"
     status = ExportStatus(
-        type="Merged",
-        uri=store.uri(prefix),
-        digest=digest,
-        size_bytes=sum(file.size for file in files),
-        message=verification(result),
+        type=kind, uri=store.uri(prefix), digest=digest, size_bytes=sum(file.size for file in files), message=message
     )
     if store.verify_tree(prefix) is None:
-        store.upload_tree(folder, prefix, lineage(run, adapter, result), files)
-    store.put_json(known, status.model_dump(mode="json", by_alias=True))
-    log.info("merged: %s, %.1f MB, %s", short(digest), status.size_bytes / 1e6, status.uri)
+        store.upload_tree(folder, prefix, manifest, files)
+    store.put_json(_known(run, store, place), status.model_dump(mode="json", by_alias=True))
+    log.info("%s: %s, %.1f MB, %s", place, short(digest), status.size_bytes / 1e6, status.uri)
     return status
 
 
@@ -122,18 +165,6 @@ def _base_config(store: Store, uri: str) -> dict[str, Any]:
     return {**inner, **config}
 
 
-def _whole(store: Store, known: str) -> ExportStatus | None:
-    """What an earlier attempt, or another run with the same adapter, has left, if it is still whole."""
-    found = store.get_json(known)
-    if found is None:
-        return None
-    status = ExportStatus.model_validate(found)
-    try:
-        return status if store.verify_tree(f"merged/{hex_of(status.digest)}") else None
-    except ObjectNotFound:
-        return None
-
-
 def verification(result: MergeResult) -> str:
     """How the merged model was compared, for status and card."""
     return (
@@ -142,17 +173,44 @@ def verification(result: MergeResult) -> str:
     )
 
 
-def lineage(run: RunSpec, adapter: AdapterStatus, result: MergeResult) -> dict[str, Any]:
+def lineage(run: RunSpec, kind: str, result: MergeResult, **more: Any) -> dict[str, Any]:
     """What the manifest says beside the files."""
-    assert run.prepared
-    base = run.prepared.base_model
+    assert run.prepared and run.trained
+    base, adapter = run.prepared.base_model, run.trained.adapter
     return {
-        "kind": "Merged",
+        "kind": kind,
         "runId": run.prepared.run_id,
         "adapter": {"digest": adapter.digest, "uri": adapter.uri},
         "baseModel": {"digest": base.digest, "revision": base.revision, "uri": base.uri},
-        "verification": result.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "verification": {**result.model_dump(mode="json", by_alias=True, exclude_none=True), **more},
     }
+
+
+# ---- gguf ------------------------------------------------------------------------------------------------------------
+
+
+def gguf_model(run: RunSpec, store: Store, merge: Callable[[], Merged]) -> ExportStatus:
+    """The merged model as one file for llama.cpp at `gguf/<digest>/`, compared with it by llama.cpp itself."""
+    if done := _whole(run, store, "gguf"):
+        return done
+    from finetune_trainer.gguffile.make import make
+
+    assert run.prepared
+    source, result = merge()
+    folder = source.with_name("gguf")
+    made = make(source, result.dtype, run.name, folder, run.spec.base_model.trust_remote_code)
+    license = basemodel.license_of(store, run.prepared.base_model.digest)
+    (folder / CARD).write_text(gguf_card(run, made.file.name, result.dtype, license))
+    agreement = {
+        "ggufLogitDifference": float(f"{made.agreement.logits:.4g}"),
+        "ggufTolerance": made.agreement.tolerance,
+    }
+    message = (
+        f"in llama.cpp its logits differ from the merged model's by {made.agreement.logits:.2g} standard deviations (at "
+        f"most {made.agreement.tolerance:.2g} in {result.dtype}), the merged model's from the mounted adapter's by "
+        f"{result.logit_difference:.2g}; {made.agreement.texts} texts have the same tokens"
+    )
+    return _uploaded(run, store, "GGUF", folder, message, lineage(run, "GGUF", result, **agreement))
 
 
 # ---- hub -------------------------------------------------------------------------------------------------------------

@@ -107,13 +107,13 @@ def _train(
 
 
 def _exported(run: RunSpec, store: Store, result: TrainResult, scratch: Path) -> list[ExportStatus]:
-    """The merged model where output asks for it. Nothing is pushed to a hub from here: that is for `hf upload`."""
-    if "Merged" not in run.spec.output.exports or result.adapter.gate_passed is False:
+    """The models that output asks for. Nothing is pushed to a hub from here: that is for `hf upload`."""
+    if not run.spec.output.exports or result.adapter.gate_passed is False:
         return []
-    from finetune_trainer.export import merged_model
+    from finetune_trainer.export import models
 
     run = run.model_copy(update={"stage": "export", "trained": result})
-    return [merged_model(run, store, scratch / "merged")]
+    return list(models(run, store, scratch / "export").values())
 
 
 def _reused(prepared: PrepareResult) -> TrainResult | None:

@@ -72,6 +72,21 @@ def merged_card(run: RunSpec, dtype: str, license: str | None = None) -> str:
     )
 
 
+def gguf_card(run: RunSpec, file: str, dtype: str, license: str | None = None) -> str:
+    """The card of the merged model as one file."""
+    assert run.trained
+    return _card(
+        run,
+        [*_metadata(run, "gguf", "quantized"), *([f"license: {json.dumps(license)}"] if license else [])],
+        f"{base_name(run.spec)} with an adapter merged into its weights as one GGUF file, trained and evaluated by "
+        "finetune-operator.",
+        [*_facts(run), ("Adapter digest", run.trained.adapter.digest), ("Weights", dtype)],
+        run.trained.evaluation or EvaluationStatus(),
+        [f"llama-server --model {file}", f"llama-quantize {file} {run.name}-Q4_K_M.gguf Q4_K_M  # smaller"],
+        language="sh",
+    )
+
+
 def _card(
     run: RunSpec,
     metadata: list[str],
@@ -79,10 +94,11 @@ def _card(
     facts: list[tuple[str, str]],
     evaluation: EvaluationStatus,
     use: list[str],
+    language: str = "python",
 ) -> str:
     rows = [f"| {name} | {value} |" for name, value in facts if value]
     lines = ["---", *metadata, "---", "", f"# {run.name}", "", summary, "", "| | |", "|---|---|", *rows]
-    return "\n".join([*lines, *_evaluation(evaluation), "", "## Use", "", "```python", *use, "```", ""])
+    return "\n".join([*lines, *_evaluation(evaluation), "", "## Use", "", f"```{language}", *use, "```", ""])
 
 
 def _facts(run: RunSpec) -> list[tuple[str, str]]:

@@ -75,6 +75,11 @@ def prepare(spec: RunSpec, store: Store, work: Path, here: Here | None = None) -
     base = resolving.result()
     log.info("base model: %s, %.4g parameters", base.status.digest, base.status.parameters)
     tokenizer = load_tokenizer(base.directory)
+    if "GGUF" in spec.spec.output.exports:
+        from finetune_trainer.architecture import read_config
+        from finetune_trainer.gguffile.make import refuse_early
+
+        refuse_early(base.directory, read_config(base.directory), tokenizer, work)
     built = build_dataset(spec.spec, train, evaluation, tokenizer, base.directory, work)
     status = _upload(built, store)
 

@@ -38,8 +38,8 @@ class Output(Spec):
     rules = (
         Rule(
             "!has(self.mergedPrecision) || self.mergedPrecision == 'Auto' || "
-            "(has(self.exports) && 'Merged' in self.exports)",
-            "mergedPrecision: only the Merged export has it; add Merged to exports or remove it",
+            "(has(self.exports) && self.exports.size() > 0)",
+            "mergedPrecision: only exports have it; add Merged or GGUF to exports, or remove it",
             field="mergedPrecision",
         ),
         Rule(
@@ -54,10 +54,10 @@ class Output(Spec):
         default_factory=list,
         max_length=2,
         json_schema_extra={"x-kubernetes-list-type": "set"},
-        description="Made from the adapter after training, each with its own digest: Merged (a plain model), GGUF "
-        "(for llama.cpp). Default: none.",
+        description="Made from the adapter after training, each with its own digest and its logits compared: Merged (a "
+        "plain model), GGUF (the same as one file for llama.cpp). Default: none.",
     )
     merged_precision: Precision = Field(
-        default="Auto", description="Type of the weights of the Merged export. Default: Auto, that of the base model."
+        default="Auto", description="Type of the weights of the exports. Default: Auto, that of the base model."
     )
     hub: OutputHub | None = Field(default=None, description="Push the result to a hub. Default: not pushed.")

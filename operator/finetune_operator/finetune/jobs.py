@@ -247,8 +247,10 @@ def _resources(run: RunSpec, settings: Settings) -> Object:
 
 
 def _export_memory(run: RunSpec) -> str:
-    """What torch needs, and for a merge the weights in their type with half as much again to work with."""
-    if "Merged" not in run.spec.output.exports or run.prepared is None:
+    """What torch needs, and for a merge the weights in their type with half as much again to work with; a GGUF file is
+    written tensor by tensor and mapped, not loaded.
+    """
+    if not run.spec.output.exports or run.prepared is None:
         return "2Gi"
     per_parameter = 6 if run.spec.output.merged_precision == "FP32" else 3
     return f"{2 + math.ceil(run.prepared.base_model.parameters * per_parameter / 2**30)}Gi"

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from gguf import GGUFReader
 
 from finetune_trainer.adapter import write_adapter
 from finetune_trainer.data import padded
+
+
+from finetune_trainer import merge
 from finetune_trainer.digest import hash_tree, hex_of, tree_digest
 from finetune_trainer.export import export, merged_precision
 from finetune_trainer.failures import RunFailure
@@ -103,6 +107,36 @@ def test_a_merged_reward_model_has_the_scores_of_the_trained_one(
         theirs = merged(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
     assert torch.allclose(scores, theirs, atol=1e-4), (scores - theirs).abs().max()
     assert "AutoModelForSequenceClassification.from_pretrained" in (folder / "README.md").read_text()
+
+
+def test_a_gguf_file_is_verified_by_llama_cpp_and_made_from_the_same_merge(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merges: list[Path] = []
+    combine = merge.combine
+
+    def counted(*arguments: Any) -> Any:
+        merges.append(arguments[-1])
+        return combine(*arguments)
+
+    monkeypatch.setattr(merge, "combine", counted)
+    made = export(bucket.run(exports=["Merged", "GGUF"]), bucket.store, tmp_path / "work")
+    assert [one.type for one in made] == ["Merged", "GGUF"] and len(merges) == 1
+    gguf = made[1]
+    assert gguf.uri == bucket.store.uri(f"gguf/{hex_of(gguf.digest)}")
+    assert "in llama.cpp its logits differ from the merged model's by" in gguf.message
+    assert "texts have the same tokens" in gguf.message
+    folder = tmp_path / "got"
+    manifest = bucket.store.at(gguf.uri).download_tree("", folder, gguf.digest)
+    assert {path.name for path in folder.iterdir()} == {"tiny-F32.gguf", "README.md"}
+    assert manifest["adapter"]["digest"] == bucket.adapter
+    assert manifest["verification"]["ggufLogitDifference"] < 0.001
+    fields = GGUFReader(folder / "tiny-F32.gguf").fields
+    assert fields["tokenizer.chat_template"].contents().startswith("{% for m in messages %}")
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+
+    assert export(bucket.run(exports=["GGUF"]), bucket.store, tmp_path / "again") == [gguf]
+    assert len(merges) == 1
 
 
 def test_half_a_merged_model_in_the_bucket_is_made_again(

@@ -1,0 +1,120 @@
+"""Tokenizers as llama.cpp reads them: the same tokens of the same texts, or a refusal before a GPU is asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from finetune_trainer.failures import RunFailure
+from finetune_trainer.gguffile import vocabulary
+from finetune_trainer.gguffile.make import refuse_early
+from finetune_trainer.tokenizer import load_tokenizer
+
+LLAMA = {"model_type": "llama"}
+CORPUS = [
+    "Hello, world! It's 3 o'clock and I'LL pay $1,234.56 for 78901 things.",
+    "def f(x: int) -> str:\n    return f'{x!r}'  # camelCase HTTPServer",
+    "Grüße aus Köln, Αθήνα, Москва, 東京都 und 서울. The colour of the light without a link is blue.",
+] * 8
+
+
+def save(tokenizer: Tokenizer, folder: Path, **config: Any) -> Path:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>", **config}))
+    return folder
+
+
+def byte_level(folder: Path, splits: list[Any], ignore_merges: bool = False, size: int = 400) -> Path:
+    """As Llama 3, Qwen and GPT-2 have it: bytes, and a pattern by which a text is split."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", "<|turn|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return save(tokenizer, folder)
+
+
+def sentencepiece(folder: Path, prefix: bool) -> Path:
+    """As Llama 2, Mistral and Gemma have it: characters, bytes for those it has not, blanks as a character."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    replaced = normalizers.Replace(" ", vocabulary.SPACE)
+    tokenizer.normalizer = (
+        normalizers.Sequence([normalizers.Prepend(vocabulary.SPACE), replaced]) if prefix else replaced
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=600, special_tokens=special))
+    whole = json.loads(tokenizer.to_str())
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["id"] < 3]
+    tokenizer = Tokenizer.from_str(json.dumps(whole))
+    tokenizer.add_special_tokens(["<|turn|>"])
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    return save(tokenizer, folder, unk_token="<unk>")
+
+
+def isolated(pattern: str) -> Any:
+    return pre_tokenizers.Split(Regex(pattern), "isolated")
+
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+@pytest.mark.parametrize("patterns", vocabulary.SPLITS, ids=vocabulary.SPLITS.values())
+def test_llama_cpp_splits_a_text_as_the_tokenizer_does(tmp_path: Path, patterns: tuple[str, ...]) -> None:
+    whole = vocabulary.SPLITS[patterns] in ("llama-bpe", "tekken")
+    folder = byte_level(tmp_path, [*map(isolated, patterns), BYTES], ignore_merges=whole)
+    refuse_early(folder, LLAMA, load_tokenizer(folder), tmp_path)
+
+
+def pre(folder: Path) -> str:
+    return vocabulary.vocabulary_of(load_tokenizer(folder), 500).pre
+
+
+def test_a_way_to_split_is_known_however_it_is_written_down(tmp_path: Path) -> None:
+    assert pre(byte_level(tmp_path, [GPT2])) == "gpt-2"
+    assert pre(byte_level(tmp_path, [pre_tokenizers.Digits(individual_digits=True), GPT2])) == "smollm"
+    assert pre(byte_level(tmp_path, [pre_tokenizers.Split(Regex(vocabulary.LLAMA3), "removed", True), BYTES])) == "dbrx"
+    assert pre(byte_level(tmp_path, [isolated(vocabulary.LLAMA3), BYTES], ignore_merges=True)) == "llama-bpe"
+
+
+@pytest.mark.parametrize("prefix", [True, False], ids=["as-llama-2", "as-gemma"])
+def test_llama_cpp_reads_a_sentencepiece_tokenizer_of_tokenizer_json(tmp_path: Path, prefix: bool) -> None:
+    tokenizer = load_tokenizer(sentencepiece(tmp_path, prefix))
+    assert len(tokenizer.backend.encode("Köln and Hello 東").ids) < 20
+    refuse_early(tmp_path, LLAMA, tokenizer, tmp_path)
+    found = vocabulary.vocabulary_of(tokenizer, 700)
+    assert (found.model, found.space_prefix) == ("llama", prefix)
+    assert found.tokens[-1] == "[PAD699]"
+    assert vocabulary.special_tokens(tmp_path, tokenizer, 700).add_special_token == {"bos": True, "eos": False}
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ([isolated(r"\w+"), BYTES], r"no name for this way to split a text: \w+"),
+        ([pre_tokenizers.Whitespace(), BYTES], "no pre-tokenizer Whitespace before BPE"),
+        ([pre_tokenizers.ByteLevel(add_prefix_space=True)], "no ByteLevel pre-tokenizer with add_prefix_space"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_has_not_is_refused_with_what_to_do(
+    tmp_path: Path, splits: list[Any], said: str
+) -> None:
+    folder = byte_level(tmp_path, splits)
+    with pytest.raises(RunFailure) as refused:
+        refuse_early(folder, LLAMA, load_tokenizer(folder), tmp_path)
+    assert said in refused.value.message
+    assert "remove GGUF from output.exports" in refused.value.message
+
+
+def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = byte_level(tmp_path, [pre_tokenizers.Digits(individual_digits=True), GPT2])
+    monkeypatch.setitem(vocabulary.SPLITS, (r"\p{N}", vocabulary.GPT2), "gpt-2")
+    with pytest.raises(RunFailure, match="would answer other questions than were asked"):
+        refuse_early(folder, LLAMA, load_tokenizer(folder), tmp_path)
