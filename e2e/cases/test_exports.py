@@ -15,14 +15,14 @@ from finetune_trainer.digest import files_of
 def test_a_merged_model_is_exported_and_the_run_is_told_on_a_page(
     namespace: str, kubectl: Kubectl, apply: Apply, seed: int
 ) -> None:
-    """Another 4 steps, and the merge: about 30 s."""
+    """Another 4 steps, and the merge: about 30 s. The GGUF file costs 3 s of that."""
     answered = {"samples": ["What colour is the light without a link?"]}
-    tune = apply(finetune("merged", namespace, seed, output={"exports": ["Merged"]}, evaluation=answered))
+    tune = apply(finetune("merged", namespace, seed, output={"exports": ["Merged", "GGUF"]}, evaluation=answered))
     status = tune.wait_true("Complete")["status"]
     assert (status["phase"], status["reason"]) == ("Succeeded", "Exported")
     assert tune.stages() == ["export", "prepare", "train"]
-    (export,) = status["exports"]
-    assert export["type"] == "Merged"
+    export, gguf = status["exports"]
+    assert (export["type"], gguf["type"]) == ("Merged", "GGUF")
     assert "logits differ from the mounted adapter's" in export["message"]
 
     with open_storage(kubectl) as storage:
@@ -38,9 +38,13 @@ def test_a_merged_model_is_exported_and_the_run_is_told_on_a_page(
                 response.release_conn()
 
         manifest: dict[str, Any] = json.loads(read(f"{export['uri']}/manifest.json"))
+        of_gguf: dict[str, Any] = json.loads(read(f"{gguf['uri']}/manifest.json"))
         page = read(status["run"]["report"]).decode()
     assert manifest["digest"] == export["digest"]
     assert manifest["adapter"]["digest"] == status["adapter"]["digest"]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.path for file in files_of(manifest)}
+    assert of_gguf["digest"] == gguf["digest"] and of_gguf["adapter"] == manifest["adapter"]
+    assert "in llama.cpp its logits differ from the merged model's" in gguf["message"]
+    assert {file.path.rpartition(".")[2] for file in files_of(of_gguf)} == {"gguf", "md"}
     assert page.startswith("<!doctype html>")
     assert status["adapter"]["digest"] in page and answered["samples"][0] in page

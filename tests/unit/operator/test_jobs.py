@@ -142,7 +142,7 @@ def test_a_merge_asks_for_the_memory_that_the_weights_need() -> None:
 
     before = prepared(stored(build(finetune(), "prepare"))).prepared
     assert before is not None and before.base_model.parameters == 5_000_000
-    assert memory(exports=["Merged"]) == "3Gi"
+    assert memory(exports=["Merged"]) == memory(exports=["GGUF"]) == memory(exports=["Merged", "GGUF"]) == "3Gi"
     assert memory(hub={"repo": "acme/bot", "tokenSecretRef": {"name": "hub"}}) == "2Gi"
 
 

@@ -11,11 +11,9 @@ import torch
 import yaml
 from gguf import GGUFReader
 
+from finetune_trainer import merge
 from finetune_trainer.adapter import write_adapter
 from finetune_trainer.data import padded
-
-
-from finetune_trainer import merge
 from finetune_trainer.digest import hash_tree, hex_of, tree_digest
 from finetune_trainer.export import export, merged_precision
 from finetune_trainer.failures import RunFailure

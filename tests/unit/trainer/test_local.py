@@ -37,7 +37,7 @@ def write(folder: Path, **spec: Any) -> str:
 def test_a_file_is_trained_evaluated_and_left_as_in_a_bucket_and_found_again(
     tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write(tmp_path, output={"exports": ["Merged"]})
+    file = write(tmp_path, output={"exports": ["Merged", "GGUF"]})
     command = ["run", file, "--output", str(tmp_path / "out"), "--base-model", str(tiny_llama)]
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
@@ -54,6 +54,8 @@ def test_a_file_is_trained_evaluated_and_left_as_in_a_bucket_and_found_again(
     [merged] = [path for path in (tmp_path / "out/merged").iterdir() if path.name != "known"]
     assert f"merged   {merged}" in shown
     assert json.loads((merged / "manifest.json").read_text())["digest"] == f"sha256:{merged.name}"
+    [gguf] = (tmp_path / "out/gguf").glob("*/bot-F32.gguf")
+    assert f"gguf     {gguf.parent}" in shown
     assert "gate     loss: passed" in shown
     assert "perplexity" in shown
     assert not (tmp_path / "out/.work").exists()
