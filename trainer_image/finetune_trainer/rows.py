@@ -10,9 +10,11 @@ import codecs
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -24,6 +26,7 @@ MAX_ROW_BYTES = 64 << 20  # a longer row is a mistake (no line breaks, wrong fil
 BOMB_RATIO = 200  # text compresses 3 to 30 times, very repetitive logs about 100, a bomb up to 1,032
 BOMB_FREE_BYTES = 256 << 20  # below this no ratio hurts
 _BLOCK = 1 << 20
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half a character
 
 
 class Row(NamedTuple):
@@ -165,10 +168,24 @@ def _not_utf8(line: bytes) -> str:
     return ""
 
 
-def _row(name: str, number: int, value: Any) -> Row:
-    if isinstance(value, dict):
-        return Row(name, number, value)
-    return Row(name, number, None, f"is a JSON {_json_type(value)}, an object {{...}} is needed")
+def _row(name: str, number: int, value: Any, halves: bool) -> Row:
+    """`halves`: the text has escapes that may be half a character, which no tokenizer takes."""
+    if not isinstance(value, dict):
+        return Row(name, number, None, f"is a JSON {_json_type(value)}, an object {{...}} is needed")
+    if halves and (half := _half(value)):
+        return Row(
+            name, number, None, f"has the escape {half} without its other half: remove it, or write the character"
+        )
+    return Row(name, number, value)
+
+
+def _half(value: Any) -> str:
+    """The first half of a character (a lone surrogate) that stands alone in a value."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(error.object[error.start]):04x}"
+    return ""
 
 
 def _json_type(value: Any) -> str:
@@ -193,7 +210,7 @@ def _jsonl(lines: _Lines, name: str) -> Iterator[Row]:
             yield Row(name, number, None, _not_utf8(line))
             continue
         try:
-            yield _row(name, number, json.loads(text))
+            yield _row(name, number, json.loads(text), halves=_HALF.search(text) is not None)
         except (ValueError, RecursionError) as error:
             where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
@@ -213,6 +230,7 @@ def _json(lines: _Lines, name: str) -> Iterator[Row]:
             position += 1
         if position < len(buffer):
             if buffer[position] == "]":
+                _refuse_more(name, line, chain([buffer[position + 1 :]], text))
                 return
             if buffer[position] == ",":
                 position += 1
@@ -229,7 +247,7 @@ def _json(lines: _Lines, name: str) -> Iterator[Row]:
                     raise RunFailure(INVALID_DATASET, f"{name}:{at}: is not JSON ({error.msg})") from error
                 complete = False
             if complete:
-                yield _row(name, line, value)
+                yield _row(name, line, value, halves=_HALF.search(buffer, position, end) is not None)
                 line += buffer.count("\n", position, end)
                 position = end
                 continue
@@ -244,6 +262,17 @@ def _json(lines: _Lines, name: str) -> Iterator[Row]:
             buffer += more
             wanted -= len(more)
         done = wanted > 0
+
+
+def _refuse_more(name: str, line: int, text: Iterator[str]) -> None:
+    """A file that goes on after its array would lose what follows."""
+    for part in text:
+        blank = len(part) - len(part.lstrip())
+        line += part.count("\n", 0, blank)
+        if blank < len(part):
+            raise RunFailure(
+                INVALID_DATASET, f"{name}:{line}: the array has ended, but the file goes on: make it one array"
+            )
 
 
 def _decoded(lines: _Lines, name: str) -> Iterator[str]:
@@ -316,7 +345,8 @@ def _parquet(file: DataFile, compressed: bool) -> Iterator[Row]:
                 unpacked.write(block)
     number = 0
     try:
-        with pq.ParquetFile(path) as table:
+        # by pages: a row group, which may be the whole file, is never in memory as a whole
+        with pq.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as table:
             for batch in table.iter_batches(batch_size=512):
                 for value in batch.to_pylist():
                     number += 1

@@ -65,6 +65,14 @@ def test_rows_know_their_lines(tmp_path: Path) -> None:
     [
         (b'{"a": 1}\n{"a": }\n', "is not JSON (Expecting value at column 7)"),
         (b'{"a": 1}\n[1]\n', "is a JSON array, an object {...} is needed"),
+        (
+            b'{"a": "\\ud83d\\ude00"}\n{"a": ["\\ud83d"]}\n',
+            r"has the escape \ud83d without its other half: remove it, or write the character",
+        ),
+        (
+            b'[{"a": "\\ud83d\\ude00"}, {"a": "\\ude00"}]',
+            r"has the escape \ude00 without its other half: remove it, or write the character",
+        ),
         (b'{"a": 1}\n{"a": "\xe5"}\n', "is not UTF-8 (byte 0xe5 at column 8): save the file as UTF-8"),
         (b"a,b\n1,2\n1,2,3\n", "has 3 cells, the header has 2: quote cells that hold ','"),
     ],
@@ -86,6 +94,7 @@ def test_a_bad_row_carries_its_problem_and_the_others_are_read(tmp_path: Path, c
         (b"\x00\x01\x02", "x is a binary file: datasets are jsonl, json, csv or parquet, each also .gz"),
         (b'[{"a": 1},\n{"a": 2}', "x:2: the array's closing ] is missing: upload the file again"),
         (b'[{"a": 1},\n{"a": 2,\n}]', "x:3: is not JSON (Illegal trailing comma before end of object)"),
+        (b'[{"a": 1}]\n\n[{"a": 2}]\n', "x:3: the array has ended, but the file goes on: make it one array"),
         (b'[{"a": "\xe5"}]', "x:1: is not UTF-8 (byte 0xe5): save the file as UTF-8"),
         (b"a,a\n1,2\n", "x:1: the header needs one distinct name per column, found ['a', 'a']"),
         (b"a,b\n1,\xe5\n", "x:2: is not UTF-8 (byte 0xe5 at column 3): save the file as UTF-8"),
@@ -137,3 +146,18 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path, kind: str) -> No
         tracemalloc.stop()
     assert read_rows >= count
     assert peak < 12 << 20
+
+
+def test_a_parquet_file_of_one_row_group_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    text = ["word " * 1000] * 6000
+    table = pa.table({"text": text, "number": list(range(6000))})
+    pq.write_table(table, tmp_path / "large", row_group_size=6000, use_dictionary=False, compression="none")
+    assert (tmp_path / "large").stat().st_size > 28 << 20
+    del table
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        assert sum(1 for _ in read(DataFile(tmp_path / "large", "large"))) == 6000
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 12 << 20
