@@ -41,7 +41,7 @@ class Problems:
     def fail(self, checked: int) -> None:
         """Raise InvalidDataset if there is any."""
         if self.count:
-            rows_are = "row is" if self.count == 1 else "rows are"
+            rows_are = "rows is" if self.count == 1 else "rows are"
             more = f"\n... and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
             raise RunFailure(
                 INVALID_DATASET,
@@ -88,14 +88,24 @@ def check_rows(files: list[rows.DataFile], dataset: Dataset, objective: str) -> 
 def _samples(
     source: Iterator[rows.Row], form: Format, columns: Mapping[str, str], problems: Problems
 ) -> Iterator[Checked]:
+    unseen, value = dict(columns), None
     for row in source:
         if row.value is None:
             problems.add(row.place, row.problem)
             continue
+        value = row.value
+        if unseen:
+            unseen = {own: theirs for own, theirs in unseen.items() if theirs not in value}
         try:
-            yield Checked(row.place, form.read(with_synonyms(rename(row.value, columns), form)))
+            yield Checked(row.place, form.read(with_synonyms(rename(value, columns), form)))
         except Invalid as invalid:
             problems.add(row.place, str(invalid))
+    for own, theirs in unseen.items():  # an optional column would be missing without a word
+        if value is not None:
+            raise RunFailure(
+                INVALID_DATASET,
+                f"dataset.columns.{own}: no row has a column {theirs!r}; the last one has {', '.join(map(str, value))}",
+            )
 
 
 def _format(beginning: list[rows.Row], asked: str, columns: Mapping[str, str], objective: str) -> Format:

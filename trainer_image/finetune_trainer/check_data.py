@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 from finetune_operator.api.finetune import FineTuneSpec
@@ -53,7 +54,7 @@ def _files(path: Path) -> list[DataFile]:
 def _without_tokens(files: list[DataFile], spec: FineTuneSpec) -> None:
     problems = Problems()
     reading = read_samples(files, spec.dataset, spec.objective.type, problems)
-    good = sum(1 for _ in reading.samples)
+    good = sum(1 for _ in islice(reading.samples, spec.dataset.max_samples))
     print(f"format   {reading.form.name}\nsamples  {good}\ninvalid  {problems.count}")
     if problems.count and spec.dataset.on_invalid_row == "Skip":
         print("\n".join(problems.first))

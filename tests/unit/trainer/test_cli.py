@@ -110,6 +110,14 @@ def test_check_data_fails_with_file_and_line(tmp_path: Path, capsys: pytest.Capt
     assert "rows:2: text is empty" in capsys.readouterr().err
 
 
+def test_check_data_reads_as_many_rows_as_prepare_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows").write_text('{"text": "alpha"}\n{"text": ""}\n')
+    dataset = {"train": {"s3": {"uri": "s3://data/x"}}, "maxSamples": 1}
+    file = write_finetune(tmp_path / "a.yaml", dataset=dataset)
+    assert main(["check-data", str(tmp_path / "rows"), "--finetune", file]) == 0
+    assert "samples  1\ninvalid  0\n" in capsys.readouterr().out
+
+
 def test_check_data_shows_what_is_learned(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"prompt": "alpha beta", "completion": " gamma"}
     (tmp_path / "rows").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")

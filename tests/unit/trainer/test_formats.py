@@ -85,6 +85,15 @@ def test_columns_rename_what_the_dataset_calls_otherwise(tmp_path: Path) -> None
     assert samples == [Conversation(turns((U, "add\n\n1 and 2"), (A, "3")))]
 
 
+def test_a_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    rows = [DOLLY, DOLLY | {"note": "x"}]
+    with pytest.raises(
+        RunFailure, match=r"dataset.columns.input: no row has a column 'contxt'; the last one has instr"
+    ):
+        check(tmp_path, rows, columns={"input": "contxt", "output": "response"})
+    assert len(check(tmp_path, rows, columns={"system": "note", "output": "response"})[1]) == 2  # some rows have it
+
+
 BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"text": "x"}, {"text": "  "}, "text is empty"),
     ({"text": "x"}, {"text": 3}, "text is 3: text is needed"),
@@ -139,6 +148,11 @@ def test_many_bad_rows_are_counted_and_the_first_are_quoted(tmp_path: Path) -> N
         == "8 of 9 rows are invalid; correct them, or set dataset.onInvalidRow: Skip"
     )
     assert caught.value.message.splitlines()[-1] == "... and 3 more"
+
+
+def test_one_bad_row_is_one_of_all_rows(tmp_path: Path) -> None:
+    with pytest.raises(RunFailure, match="^1 of 2 rows is invalid; "):
+        check(tmp_path, [{"text": "good"}, {"text": ""}])[2].fail(2)
 
 
 def test_rows_of_no_known_format_are_refused_with_the_formats(tmp_path: Path) -> None:
