@@ -77,6 +77,18 @@ class ChatTemplate:
         """The text of a conversation. Invalid when the template refuses it, with the template's own words."""
         return self._render(messages, tools, add_generation_prompt).replace(_OPEN, "").replace(_CLOSE, "")
 
+    def refuse_unprinted_calls(self, conversation: Conversation) -> None:
+        """Invalid when tool calls leave no trace in the text: the model would learn to answer nothing."""
+        called = [index for index, message in enumerate(conversation.messages) if message.get("tool_calls")]
+        if not called:
+            return
+        without = [{key: value for key, value in one.items() if key != "tool_calls"} for one in conversation.messages]
+        if self.render(conversation.messages, conversation.tools) == self.render(without, conversation.tools):
+            raise Invalid(
+                f"messages[{called[0]}].tool_calls: the model's chat template does not print tool calls; use a model whose "
+                "template does, or write the call into the content"
+            )
+
     def spans(self, conversation: Conversation) -> tuple[str, list[Span]]:
         """The rendered text and the stretches to be learned: assistant turns with the token that ends them."""
         if self.marks_turns:

@@ -75,6 +75,7 @@ class ModelTokenizer:
                 return self.render(answer, loss_on)
 
     def _render_conversation(self, sample: Conversation, loss_on: str) -> Rendered:
+        self.template.refuse_unprinted_calls(sample)
         if loss_on == "All":
             text = self.template.render(sample.messages, sample.tools)
             spans = [(0, len(text))]

@@ -88,6 +88,15 @@ def test_tool_calls_are_learned_and_answers_of_tools_are_not() -> None:
     ]
 
 
+def test_tool_calls_that_the_template_does_not_print_are_refused() -> None:
+    call = {"function": {"name": "add", "arguments": {"a": 1}}}
+    conversation = talk("add", "")
+    conversation.messages[1]["tool_calls"] = [call]
+    template(templates.TOOLS).refuse_unprinted_calls(conversation)
+    with pytest.raises(Invalid, match=r"messages\[1\].tool_calls: the model's chat template does not print tool calls"):
+        template(templates.CHATML).refuse_unprinted_calls(conversation)
+
+
 def test_a_template_that_refuses_a_conversation_is_quoted() -> None:
     with pytest.raises(
         Invalid, match="chat template refuses the conversation: Only user and assistant roles are supported!"
