@@ -4,7 +4,6 @@ them.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from finetune_operator.api.finetunestatus import DatasetStatus
 from finetune_operator.api.method import Objective
 from finetune_trainer import digest as digests
 from finetune_trainer import pack, prepared
+from finetune_trainer.architecture import read_config
 from finetune_trainer.collect import collect
-from finetune_trainer.failures import INVALID_DATASET, RunFailure
+from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, INVALID_DATASET, RunFailure
 from finetune_trainer.rows import DataFile
 from finetune_trainer.spool import Spool, held_out
 from finetune_trainer.tokenizer import ModelTokenizer
@@ -69,6 +69,8 @@ def build_dataset(
         with Spool(work / "spool-evaluation") as held:
             collect(evaluation_files, spec, tokenizer, max_length, held, None)
         evaluation = Split(held, np.arange(len(held)))
+    for split in (train, evaluation):
+        _check_vocabulary(split.spool, tokenizer, model)
     overlap = _overlap(train, evaluation)
     if spec.objective.type == "KTO":
         _check_labels(spool.good[train.indices], spec.objective)
@@ -120,8 +122,7 @@ def build_dataset(
 
 def longest(spec: FineTuneSpec, model: Path) -> int:
     """Tokens that a sample may have: training.maxLength, or the model's positions if they are fewer."""
-    config = json.loads((model / "config.json").read_bytes())
-    config = config.get("text_config") or config
+    config = read_config(model)
     positions = config.get("max_position_embeddings") or config.get("n_positions") or spec.training.max_length
     if positions < spec.training.max_length:
         log.warning(
@@ -130,6 +131,17 @@ def longest(spec: FineTuneSpec, model: Path) -> int:
             spec.training.max_length,
         )
     return int(min(spec.training.max_length, positions))
+
+
+def _check_vocabulary(spool: Spool, tokenizer: ModelTokenizer, model: Path) -> None:
+    """A token beyond the embeddings would stop a GPU in the middle of a step, without a word about the reason."""
+    size, largest = read_config(model).get("vocab_size"), spool.reader().largest_id
+    if size is not None and largest >= size:
+        raise RunFailure(
+            BASE_MODEL_NOT_FOUND,
+            f"base model: its tokenizer makes {tokenizer.decode([largest])!r} token {largest}, but vocab_size in config.json "
+            f"is {size}; put the tokenizer files of this very model into the folder",
+        )
 
 
 def _hold_out(spool: Spool, fraction: float, seed: int) -> tuple[Split, Split]:

@@ -107,6 +107,10 @@ class SpoolReader:
         places = np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
         return Tokens(self._ids[places], self._labels[places])
 
+    @property
+    def largest_id(self) -> int:
+        return int(self._ids.max(initial=0))
+
     def _tokens(self, part: slice) -> Tokens:
         return Tokens(self._ids[part], self._labels[part])
 

@@ -7,6 +7,7 @@ that have only a SentencePiece or tiktoken file go through transformers once.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from finetune_trainer.chat import ChatTemplate, Span, default_template
 from finetune_trainer.digest import canonical_json, sha256_hex
 from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, RunFailure
 from finetune_trainer.formats import Conversation, Judged, Pair, Preference, Sample, Text
+
+log = logging.getLogger(__name__)
 
 IGNORE = -100  # the label of a token that is not learned
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
@@ -116,8 +119,12 @@ def load_tokenizer(directory: Path) -> ModelTokenizer:
     backend.no_padding()
     config = _json(directory / "tokenizer_config.json") | _special_tokens(directory)
     tokens = {name: text for name in _SPECIAL if (text := _token_text(config.get(name)))}
+    if "eos_token" not in tokens and (named := _end_of_text(directory, backend)):
+        tokens["eos_token"] = named
     vocabulary = backend.get_vocab(with_added_tokens=True)
     eos_token = tokens.get("eos_token", "")
+    if eos_token not in vocabulary:
+        log.warning("base model: no eos_token is named that its tokenizer has, so answers are learned without an end")
     own = _own_template(directory, config)
     source = own or default_template(vocabulary)
     plain, wrapped = backend.encode("a", add_special_tokens=False).ids, backend.encode("a").ids
@@ -172,6 +179,16 @@ def _own_template(directory: Path, config: dict[str, Any]) -> str | None:
     if isinstance(template, dict):
         template = template.get("default")
     return template or None
+
+
+def _end_of_text(directory: Path, backend: Tokenizer) -> str | None:
+    """What ends a text when the tokenizer's own files do not say: what the model's generation stops at."""
+    for name in ("generation_config.json", "config.json"):
+        ends = _json(directory / name).get("eos_token_id")
+        first = next(iter(ends), None) if isinstance(ends, list) else ends
+        if isinstance(first, int) and (token := backend.id_to_token(first)):
+            return str(token)
+    return None
 
 
 def _special_tokens(directory: Path) -> dict[str, Any]:

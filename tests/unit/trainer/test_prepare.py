@@ -219,6 +219,15 @@ def test_a_base_model_without_weights_is_refused(bucket: Store, endpoint: str) -
     assert caught.value.reason == "UnsupportedCombination"
 
 
+def test_a_tokenizer_that_is_another_models_is_refused(bucket: Store, endpoint: str) -> None:
+    config = json.loads(bucket.get_bytes("base/config.json"))
+    bucket.put_json("base/config.json", config | {"vocab_size": 200})
+    with pytest.raises(
+        RunFailure, match=r"its tokenizer makes ' beta' token \d+, but vocab_size in config.json is 200;"
+    ):
+        run_prepare(bucket, endpoint, dataset=put_rows(bucket, [{"text": "x beta"}]))
+
+
 def test_weights_are_hashed_once(bucket: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = put_rows(bucket, [chat(0), chat(1)])
     first = run_prepare(bucket, endpoint, dataset=dataset)

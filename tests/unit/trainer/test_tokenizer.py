@@ -176,6 +176,14 @@ def test_the_newest_place_of_a_template_wins(tmp_path: Path) -> None:
     assert load(tmp_path, byte_level()).template.source == "z"
 
 
+def test_the_end_of_a_text_is_what_generation_stops_at_when_the_tokenizer_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 4]}')
+    tokenizer = load(tmp_path, byte_level(), None, eos_token=None)
+    assert (tokenizer.eos_token, tokenizer.eos) == ("</s>", (2,))
+    (tmp_path / "generation_config.json").unlink()
+    assert load(tmp_path, byte_level(), None, eos_token=None).eos == ()
+
+
 def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(RunFailure, match="tokenizer.json cannot be read") as caught:
