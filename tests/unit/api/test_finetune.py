@@ -110,8 +110,8 @@ def test_recipe_1_lora_on_dolly_with_a_checkpoint_per_epoch() -> None:
         baseModel={"huggingFace": {"repo": "meta-llama/Llama-3.1-8B", "tokenSecretRef": {"name": "hugging-face"}}},
         dataset={
             "train": {"huggingFace": {"repo": "databricks/databricks-dolly-15k"}},
-            "format": "PromptCompletion",
-            "columns": {"prompt": "instruction", "completion": "response"},
+            "format": "Alpaca",
+            "columns": {"input": "context", "output": "response"},
         },
         method={"type": "LoRA", "lora": {"rank": 16, "alpha": 32, "dropout": 0.05, "targetModules": ATTENTION}},
         training={"epochs": 3, "batchSize": 16, "microBatchSize": 4, "learningRate": 2e-4, "maxLength": 512},
