@@ -238,6 +238,13 @@ CASES = [
         good={"method": {"type": "LoRA", "lora": {"useDora": True, "initialization": "EVA"}}},
     ),
     Case(
+        "rankPattern: EVA shares the ranks out among the layers that get the same input; remove it, or use "
+        "initialization Default",
+        at="spec.method.lora.rankPattern",
+        bad={"method.lora": {"initialization": "EVA", "rankPattern": {"q_proj": 8}}},
+        good={"method.lora": {"initialization": "EVA", "alphaPattern": {"q_proj": 8}}},
+    ),
+    Case(
         "layersToTransform: a regular expression in targetModules names its layers itself; write them into it, or give "
         "names",
         at="spec.method.lora.layersToTransform",

@@ -215,6 +215,19 @@ def _gpt2(config: Config) -> Architecture:
     )  # fmt: skip
 
 
+def _gpt_neo(config: Config) -> Architecture:
+    hidden, layers = config["hidden_size"], config.get("num_layers") or config["num_hidden_layers"]
+    inner = config.get("intermediate_size") or 4 * hidden
+    attention = tuple(Linear(f"attn.attention.{name}", hidden, hidden) for name in ("k_proj", "v_proj", "q_proj"))
+    return Architecture(
+        "gpt_neo", "transformer.h.{}", layers, hidden, inner, config["vocab_size"], hidden, hidden,
+        (*attention, Linear("attn.attention.out_proj", hidden, hidden, True),
+         Linear("mlp.c_fc", hidden, inner, True), Linear("mlp.c_proj", inner, hidden, True)), 4 * hidden,
+        (config["vocab_size"] + config["max_position_embeddings"] + 2) * hidden, 0,
+        norm_biases=(2 * layers + 1) * hidden, embedding="transformer.wte",
+    )  # fmt: skip
+
+
 def _gpt_neox(config: Config) -> Architecture:
     hidden = config["hidden_size"]
     return _classic(
@@ -292,4 +305,6 @@ def _classic(
     )
 
 
-OTHERS = {"gpt2": _gpt2, "gpt_neox": _gpt_neox, "bloom": _bloom, "falcon": _falcon, "opt": _opt}
+OTHERS = {
+    "gpt2": _gpt2, "gpt_neo": _gpt_neo, "gpt_neox": _gpt_neox, "bloom": _bloom, "falcon": _falcon, "opt": _opt,
+}  # fmt: skip

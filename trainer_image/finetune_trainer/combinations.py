@@ -71,6 +71,11 @@ RULES: tuple[Rule, ...] = (
         "method.lora.useDora: DoRA needs an adapter that starts at zero; use initialization Default, Gaussian or EVA",
     ),
     Rule(
+        lambda s: _initialization(s) == "EVA" and _lora_option("rank_pattern")(s),
+        "method.lora.rankPattern: EVA shares the ranks out among the layers that get the same input; remove it, or use "
+        "initialization Default",
+    ),
+    Rule(
         lambda s: quantization_type(s) == "INT8" and _lora_option("use_dora")(s),
         "method.lora.useDora: DoRA reads the base weights in every step, which INT8 layers do not give; use method.type "
         "QLoRA, or quantization None",

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from finetune_trainer.data import IGNORE, Batch
 from finetune_trainer.dropout import lighten
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.methods import FROM_WEIGHTS, REBASED, keep_trainables_exact, peft_config, trainable
+from finetune_trainer.quantization import was_transposed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -126,7 +127,7 @@ def as_base(model: "PeftModel", initial: Tensors) -> Iterator[None]:
     parameters = trainable(model)
     trained = {name: parameters[name].data for name in initial}
     # an adapter that stood for a part of the base goes back to its start; any other is switched off
-    off = nullcontext() if any(".lora_" in name for name in initial) else model.disable_adapter()
+    off = _whole_layers_off(model) if any(".lora_" in name for name in initial) else model.disable_adapter()
     try:
         for name, start in initial.items():
             parameters[name].data = start.to(trained[name].device)
@@ -135,6 +136,21 @@ def as_base(model: "PeftModel", initial: Tensors) -> Iterator[None]:
     finally:
         for name, data in trained.items():
             parameters[name].data = data
+
+
+@contextmanager
+def _whole_layers_off(model: "PeftModel") -> Iterator[None]:
+    """Within it the layers that are trained whole (modulesToSave) are the base model's."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    layers = [layer for layer in model.modules() if isinstance(layer, AuxiliaryTrainingWrapper)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 @torch.no_grad()
@@ -150,6 +166,8 @@ def start_from_quantization_error(model: "PeftModel", folder: Path) -> None:
         stored = layer.base_layer.weight
         quantized = dequantize_4bit(stored.data, stored.quant_state).float()
         exact = weights.read(name.removeprefix("base_model.model.") + ".weight").to(quantized.device).float()
+        if was_transposed(layer.base_layer):
+            exact = exact.T
         left, values, right = torch.linalg.svd(exact - quantized, full_matrices=False)
         rank, scaling = layer.r["default"], layer.scaling["default"]
         root = (values[:rank] / scaling).sqrt()

@@ -203,6 +203,8 @@ def load_as_trained(
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
+    from finetune_trainer.quantization import let_falcon_be_quantized, was_transposed
+
     kind = "None" if manifest.get("onOriginalWeights") else manifest.get("quantization") or "None"
     network: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     quantization: dict[str, Any] = {}
@@ -215,6 +217,8 @@ def load_as_trained(
         )
     elif kind == "INT8":
         quantization["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if quantization:
+        let_falcon_be_quantized()
     log.info("loading the base model (%s as in training, then %s)", kind, dtype)
     model: PreTrainedModel = network.from_pretrained(
         str(base),
@@ -226,12 +230,27 @@ def load_as_trained(
         **quantization,
     )
     if quantization:
+        transposed = [name for name, layer in model.named_modules() if was_transposed(layer)]
         model = model.dequantize()
+        for name in transposed:
+            _transpose_back(model, name)
         # transformers leaves its marks, by which PEFT refuses to merge IA3 and AdaLoRA into what are full weights now.
         for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
             setattr(model, mark, False)
     model = model.to(getattr(torch, dtype)).eval()
     return model
+
+
+def _transpose_back(model: PreTrainedModel, name: str) -> None:
+    """A Conv1D of GPT-2 became a linear layer when it was quantized; the merged model's class wants it back."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    linear: Any = model.get_submodule(name)
+    with torch.device("meta"):
+        layer = Conv1D(linear.out_features, linear.in_features)
+    layer.weight, layer.bias = torch.nn.Parameter(linear.weight.data.T.contiguous(), requires_grad=False), linear.bias
+    model.set_submodule(name, layer)
 
 
 def untie(model: PreTrainedModel) -> None:

@@ -21,7 +21,7 @@ def without_start(weights: Tensors, initial: Tensors, config: dict[str, Any]) ->
     plain: Tensors = {}
     for name, tensor in weights.items():
         start = initial.get(name.replace(".weight", ".default.weight"))
-        if start is None:
+        if start is None or ".lora_" not in name:  # biases start as the base model's, and are stored as they are
             plain[name] = tensor
         elif "lora_A" in name:
             plain[name] = torch.cat([tensor, start.cpu()]).contiguous()

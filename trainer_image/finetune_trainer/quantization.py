@@ -55,6 +55,7 @@ def load_base_model(folder: Path, spec: FineTuneSpec, precision: Precision, devi
     config = quantization_config(spec, precision)
     if config is not None:
         arguments["quantization_config"] = config
+        let_falcon_be_quantized()
     if device.type == "cuda":
         arguments["device_map"] = {"": device.index or 0}
     model: PreTrainedModel = getattr(transformers, kind).from_pretrained(
@@ -64,11 +65,37 @@ def load_base_model(folder: Path, spec: FineTuneSpec, precision: Precision, devi
         local_files_only=True,
         **arguments,
     )
+    if config is not None:
+        refuse_unquantized(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     if config is not None and config.load_in_4bit and device.type == "cpu":
         keep_packing_out(model)
     return model
+
+
+def let_falcon_be_quantized() -> None:
+    """transformers quantizes layers that are nn.Linear itself, and leaves falcon's own class, which computes the same."""
+    from transformers.models.falcon import modeling_falcon
+
+    modeling_falcon.FalconLinear = torch.nn.Linear  # type: ignore[misc, assignment]
+
+
+def refuse_unquantized(model: torch.nn.Module) -> None:
+    """RunFailure when transformers found no layer to quantize, of which it only warns."""
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    if not any(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules()):
+        raise RunFailure(
+            UNSUPPORTED_COMBINATION,
+            f"method.quantization: transformers quantizes no layer of {type(model).__name__}; use method.type LoRA with "
+            "quantization.type None",
+        )
+
+
+def was_transposed(layer: torch.nn.Module) -> bool:
+    """Whether a quantized layer was a Conv1D (GPT-2), whose weights are stored the other way round."""
+    return getattr(getattr(layer, "source_cls", None), "__name__", "") == "Conv1D"
 
 
 def refuse_without_score(folder: Path, spec: FineTuneSpec) -> None:

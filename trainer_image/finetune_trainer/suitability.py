@@ -83,6 +83,8 @@ def _lora(shape: Architecture, lora: Lora, quantized: bool) -> Iterator[str]:
         for pattern in patterns:
             if not any(fits(pattern, name) for name, _ in targets):
                 yield f"method.lora.{field}: {pattern} matches none of the target layers; correct or remove it"
+    if lora.initialization == "OLoRA" and shape.model_type == "gpt2":
+        yield "method.lora.initialization: PEFT's OLoRA does not fit GPT-2's transposed layers; use PiSSA or Default"
     if lora.initialization in DECOMPOSED:
         small = [
             (name, rank_of(lora, name), side)

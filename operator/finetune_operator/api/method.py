@@ -64,6 +64,12 @@ class Lora(Spec):
             field="useDora",
         ),
         Rule(
+            "self.initialization != 'EVA' || !has(self.rankPattern) || self.rankPattern.size() == 0",
+            "rankPattern: EVA shares the ranks out among the layers that get the same input; remove it, or use "
+            "initialization Default",
+            field="rankPattern",
+        ),
+        Rule(
             "!has(self.layersToTransform) || self.layersToTransform.size() == 0 || "
             "self.targetModules.all(name, name == 'all-linear' || name.matches('^[A-Za-z0-9_.]+$'))",
             "layersToTransform: a regular expression in targetModules names its layers itself; write them into it, or "

@@ -1,6 +1,9 @@
 """Small configurations of every family of models that config.json alone is enough for."""
 
+from pathlib import Path
 from typing import Any
+
+from .tiny import VOCABULARY, make_tokenizer
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -16,8 +19,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2},
     "smollm3": SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0},
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32},
+    "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
+                "vocab_size": 128, "max_position_embeddings": 32},
     "gpt_neox": SMALL | {"intermediate_size": 96},
     "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128},
     "falcon": SMALL | {"new_decoder_architecture": False, "multi_query": True},
     "opt": SMALL | {"ffn_dim": 96, "max_position_embeddings": 32, "word_embed_proj_dim": 64, "pad_token_id": 0},
-}
+}  # fmt: skip
+
+
+def make_model(folder: Path, kind: str) -> Path:
+    """A small model of a family with the tiny tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    known = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    positions = {name: 512 for name in ("n_positions", "max_position_embeddings") if name in FAMILIES[kind]}
+    config = AutoConfig.for_model(kind, **FAMILIES[kind] | known | positions)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    make_tokenizer(folder)
+    return folder

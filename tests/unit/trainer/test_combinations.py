@@ -15,6 +15,10 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("method.lora.initialization", {"method": {"type": "QLoRA", "lora": {"initialization": "PiSSA"}}}),
     ("method.lora.initialization", {"method": {"type": "LoRA", "lora": {"initialization": "LoftQ"}}}),
     ("method.lora.useDora", {"method": {"type": "LoRA", "lora": {"initialization": "OLoRA", "useDora": True}}}),
+    (
+        "method.lora.rankPattern",
+        {"method": {"type": "LoRA", "lora": {"initialization": "EVA", "rankPattern": {"q_proj": 8}}}},
+    ),
     ("method.lora.useDora", {"method": {"type": "LoRA", "lora": {"useDora": True}, "quantization": {"type": "INT8"}}}),
     (
         "method.lora.layersToTransform",

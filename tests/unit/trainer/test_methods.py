@@ -21,6 +21,7 @@ from finetune_trainer.quantization import load_base_model
 from finetune_trainer.runspec import Storage
 from finetune_trainer.servable import merge_refusal, mount_refusal, rank_of
 
+from .families import make_model
 from .small_run import CPU, Setup, logits, run_spec
 from .tiny import finetune_spec, make_llama
 
@@ -46,9 +47,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "pissa": lora(initialization="PiSSA"),
     "pissa with rslora and patterns": lora(initialization="PiSSA", useRslora=True, **PATTERNS),
     "olora": lora(initialization="OLoRA"),
+    "olora with biases": lora(initialization="OLoRA", bias="All"),
+    "pissa and a whole head": lora(initialization="PiSSA", modulesToSave=["lm_head"], layersToTransform=[1]),
     "eva": lora(initialization="EVA", targetModules=["q_proj"]),
     "loftq": lora("QLoRA", initialization="LoftQ"),
     "loftq on fp4 with patterns": lora("QLoRA", "FP4", initialization="LoftQ", **PATTERNS),
+    "loftq on gpt-2": lora("QLoRA", initialization="LoftQ"),
+    "gpt-2 on nf4": lora("QLoRA"),
+    "falcon on nf4": lora("QLoRA"),
     "lora+": lora(loraPlusRatio=16),
     "patterns": lora(**PATTERNS),
     "one layer": lora(layersToTransform=[1]),
@@ -72,7 +78,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "p-tuning": {"type": "PTuning", "virtualTokens": {"count": 4}},
 }
 NOT_MOUNTED = {
-    "dora", "dora on nf4", "whole head on nf4", "whole head and embedding", "whole layers", "bias of the targets on int8",
+    "olora with biases", "pissa and a whole head", "dora", "dora on nf4", "whole head on nf4", "whole head and embedding", "whole layers", "bias of the targets on int8",
     "all biases on nf4", "ia3", "ia3 of every layer", "ia3 of outputs", "ia3 on nf4", "ia3 on int8",
 }  # fmt: skip
 NOT_SERVED = {"prefix", "prefix with projection", "prompt", "prompt from text on nf4", "p-tuning"}
@@ -81,7 +87,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "whole head and embedding": {"tie_word_embeddings": True},
     "bias of the targets on int8": {"attention_bias": True},
     "all biases on nf4": {"attention_bias": True, "mlp_bias": True},
+    "olora with biases": {"attention_bias": True},
 }
+FAMILY = {"loftq on gpt-2": "gpt2", "gpt-2 on nf4": "gpt2", "falcon on nf4": "falcon"}  # of those that are no Llama
 
 
 @dataclass
@@ -135,9 +143,10 @@ class Trained:
 
 @pytest.fixture(scope="module", params=METHODS)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Trained:
-    folder = tmp_path_factory.mktemp("method")
-    options = MODELS.get(request.param)
-    return Trained(request.param, folder, make_llama(folder / "model", **options) if options else tiny_llama)
+    name, folder = request.param, tmp_path_factory.mktemp("method")
+    if name in FAMILY:
+        return Trained(name, folder, make_model(folder / "model", FAMILY[name]))
+    return Trained(name, folder, make_llama(folder / "model", **MODELS[name]) if name in MODELS else tiny_llama)
 
 
 def test_a_method_learns_and_leaves_the_base_model_as_it_was(trained: Trained) -> None:

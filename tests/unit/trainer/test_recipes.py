@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from safetensors import safe_open
 
 from finetune_trainer import cli
@@ -24,7 +23,10 @@ def stand_in(folder: Path, shape: str) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = json.loads((ROOT / "docs/shapes" / shape / "config.json").read_text())
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 8 * config["num_key_value_heads"] // config["num_attention_heads"]}
+    heads = {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8 * config["num_key_value_heads"] // config["num_attention_heads"],
+    }
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": VOCABULARY, **heads}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config | small, eos_token_id=2))

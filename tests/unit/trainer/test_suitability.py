@@ -53,7 +53,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         lora(initialization="PiSSA", rank=33),
         "llama",
     ),
-    ("method.lora.rank: EVA finds at most 64", lora(initialization="EVA", rankPattern={"q_proj": 65}), "llama"),
+    ("method.lora.rank: EVA finds at most 64", lora(initialization="EVA", rank=65), "llama"),
     (
         "method.lora.modulesToSave: head names no layer that can be trained whole; those are lm_head, embed_tokens, q_p",
         lora(modulesToSave=["value_head"]),
@@ -64,6 +64,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         lora("QLoRA", modulesToSave=["down_proj"]),
         "llama",
     ),
+    ("method.lora.initialization: PEFT's OLoRA does not fit GPT-2's", lora(initialization="OLoRA"), "gpt2"),
     ("method.type: PEFT's PrefixTuning does not fit falcon's", {"type": "PrefixTuning"}, "falcon"),
     ("method.ia3.targetModules: model type 'rwkv' has no default here", {"type": "IA3"}, "rwkv"),
 ]
