@@ -311,11 +311,14 @@ class Handler(BaseHTTPRequestHandler):
         folder = self.root / "models" / repo
         for line in lines:
             value = line["value"]
-            if line["key"] not in ("file", "lfsFile"):
+            if line["key"] not in ("file", "lfsFile", "deletedFile"):
                 continue
             target = folder / value["path"]
             if not target.resolve().is_relative_to(folder.resolve()):
                 raise HubError(400, f"{value['path']} is no path in a repository")
+            if line["key"] == "deletedFile":
+                target.unlink()
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
             if line["key"] == "file":
                 target.write_bytes(base64.b64decode(value["content"]))

@@ -70,12 +70,36 @@ def test_what_the_repository_holds_already_is_not_pushed_again(hub: HubServer, f
     assert theirs.exists()
 
 
+def test_a_file_that_is_gone_from_the_repository_is_pushed_again(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    push_it(folder)
+    theirs = tmp_path / "hub/models/acme/bot/adapter_config.json"
+    theirs.unlink()
+    push_it(folder)
+    assert theirs.read_text() == "{}"
+
+
 def test_a_newer_adapter_is_a_commit_in_the_same_repository(hub: HubServer, folder: Path) -> None:
     first = push_it(folder)
     (folder / "manifest.json").unlink()
     (folder / "adapter_model.safetensors").write_bytes(b"newer")
     (folder / "manifest.json").write_text(json.dumps(manifest_of(hash_tree(folder))))
     assert push_it(folder) != first
+
+
+def test_a_merged_model_takes_the_place_of_the_adapter_and_leaves_the_files_of_others(
+    hub: HubServer, folder: Path, tmp_path: Path
+) -> None:
+    push_it(folder)
+    held = tmp_path / "hub/models/acme/bot"
+    (held / "NOTES.md").write_text("added by a person")
+    (held / "adapter_config.json").unlink()  # taken away by a person: nothing to delete
+    for name in ("adapter_model.safetensors", "adapter_config.json", "manifest.json"):
+        (folder / name).unlink()
+    (folder / "model.safetensors").write_bytes(b"merged")
+    (folder / "manifest.json").write_text(json.dumps(manifest_of(hash_tree(folder))))
+    push_it(folder)
+    names = {path.name for path in held.iterdir() if path.is_file() and not path.name.startswith(".")}
+    assert names == {"README.md", "NOTES.md", "model.safetensors", "manifest.json"}
 
 
 @pytest.mark.parametrize(
