@@ -20,14 +20,13 @@ def minio_binary() -> str | None:
 
 
 @contextmanager
-def minio_server(folder: Path, bucket: str = "finetune") -> Iterator[str]:
-    """A running server with one empty bucket; gives its endpoint, and sets the credentials in the environment."""
+def minio_server(folder: Path, bucket: str = "finetune", port: int = 0) -> Iterator[str]:
+    """A running server with one bucket, empty at first; gives its endpoint, and sets the credentials in the
+    environment. `port`: another than any that is free."""
     binary = minio_binary()
     assert binary
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / bucket).mkdir(parents=True)
+    port = port or _free_port()
+    (folder / bucket).mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "MINIO_ROOT_USER": ACCESS, "MINIO_ROOT_PASSWORD": SECRET, "MINIO_BROWSER": "off"}
     command = [binary, "server", "--quiet", "--address", f"127.0.0.1:{port}", str(folder)]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -38,6 +37,12 @@ def minio_server(folder: Path, bucket: str = "finetune") -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _wait(url: str) -> None:

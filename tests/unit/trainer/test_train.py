@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from finetune_trainer.digest import canonical_json, hash_tree, manifest_of, sha2
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
 from finetune_trainer.store import Store
 
+from .minio_server import minio_server
 from .tiny import finetune_spec, make_rows, write_dataset
 
 pytestmark = pytest.mark.timeout(600)  # seconds on a quiet machine
@@ -134,6 +137,21 @@ def test_a_resumed_run_has_bitwise_the_losses_and_the_adapter_of_an_uninterrupte
 RUN = "runs/0123456789abcdef"
 
 
+class At:
+    """Listens where an operator does, and does something at one step."""
+
+    def __init__(self, step: int, what: Callable[[], object]) -> None:
+        self.step, self.what = step, what
+
+    def due(self) -> bool:
+        return True
+
+    def progress(self, progress: ProgressStatus) -> bool:
+        if progress.step == self.step:
+            self.what()
+        return True
+
+
 def test_the_effective_batch_is_the_same_however_it_is_cut(bench: Bench) -> None:
     no_dropout = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0}}
     losses = []
@@ -161,6 +179,30 @@ def test_a_corrupt_or_half_written_checkpoint_is_skipped_with_a_log_line(
     assert "step-6 cannot be trusted" in caplog.text
     assert bench.losses() == losses
     assert resumed.adapter.digest == whole.adapter.digest
+
+
+def test_a_bucket_that_is_gone_fails_the_run_and_one_that_comes_back_has_its_last_checkpoint(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune_trainer.failures import RunFailure
+    from finetune_trainer.train import train
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "")  # the server below sets them; monkeypatch restores the session's
+    spec, dataset = finetune_spec(), write_dataset(tmp_path / "data", make_rows(24))
+    with ExitStack() as server:
+        endpoint = server.enter_context(minio_server(tmp_path / "minio"))
+        bench = Bench(endpoint, tiny_llama, dataset, tmp_path / "work")
+        bench.train(spec)
+        losses = bench.losses()
+        bench.store.delete(RUN)
+        impatient = Store(bench.storage, wait_seconds=1)
+        with pytest.raises(RunFailure, match="did not answer for 1 s") as caught:
+            train(bench.run_spec(spec), impatient, tmp_path / "gone", At(5, server.close))
+        assert caught.value.reason == "StorageUnavailable"
+    with minio_server(tmp_path / "minio", port=int(endpoint.rpartition(":")[2])):
+        assert bench.train(spec).resumed_from_step == 3
+        assert bench.losses() == losses
 
 
 def test_only_the_newest_checkpoints_are_kept(bench: Bench) -> None:
@@ -297,20 +339,9 @@ def test_sigterm_during_the_last_step_ends_the_attempt_before_it_evaluates(bench
     from finetune_trainer.stage import Interrupted
     from finetune_trainer.train import train
 
-    class AtTheEnd:
-        """Where an operator listens: it tells the pod to go when the last step is reported."""
-
-        def due(self) -> bool:
-            return True
-
-        def progress(self, progress: ProgressStatus) -> bool:
-            if progress.step == 8:
-                signal.raise_signal(signal.SIGTERM)
-            return True
-
-    spec = finetune_spec()
+    spec, at_the_end = finetune_spec(), At(8, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Interrupted, match="interrupted after step 8/8; its checkpoint is saved"):
-        train(bench.run_spec(spec), bench.store, bench.work, AtTheEnd())
+        train(bench.run_spec(spec), bench.store, bench.work, at_the_end)
     assert bench.train(spec).resumed_from_step == 8
 
 
