@@ -17,7 +17,6 @@ from finetune_trainer.svg import Line, bar_chart, line_chart
 
 Rows = Iterable[tuple[str, object]]
 
-NOTHING = "(an empty answer)"
 SHOWN_CHARACTERS = 6000  # of one sample or answer
 
 
@@ -120,10 +119,14 @@ def _evaluation(story: Story) -> str:
 def _answers(story: Story) -> str:
     return "".join(
         f'<article><p class="prompt">{_long(told["prompt"])}</p><div class="halves">'
-        f"<div><h4>base model</h4><pre>{_long(told['base'] or NOTHING)}</pre></div>"
-        f"<div><h4>adapter</h4><pre>{_long(told['adapter'] or NOTHING)}</pre></div></div></article>"
+        f"<div><h4>base model</h4>{_answer(told['base'])}</div>"
+        f"<div><h4>adapter</h4>{_answer(told['adapter'])}</div></div></article>"
         for told in story.answers
     )
+
+
+def _answer(text: str) -> str:
+    return f"<pre>{_long(text)}</pre>" if text else "<p><em>an empty answer</em></p>"
 
 
 def _data(story: Story) -> str:
@@ -214,7 +217,7 @@ def _resources(story: Story) -> str:
             ("time in training", _seconds(figures.get("trainSeconds"))),
             ("time of this attempt", _seconds(figures.get("processSeconds"))),
             ("GPU-hours of this attempt", f"{hours:.3f}" if hours else None),
-            ("cost of this attempt", f"{hours * price:.4f}" if hours and price is not None else None),
+            ("cost of this attempt", _money(hours * price) if hours and price is not None else None),
             ("attempt", f"{story.run.attempt}, Job {story.run.job}"),
         ]
     )
@@ -285,7 +288,14 @@ def _seconds(value: float | None) -> str | None:
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.2f} h"
 
 
+def _money(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.4f}"
+
+
 def _bytes(value: float | None) -> str | None:
     if value is None:
         return None
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value / 2**10:.1f} KiB"

@@ -28,6 +28,8 @@ th,td{text-align:left;vertical-align:top;padding:.28rem .8rem .28rem 0;border-bo
 .facts th{font-weight:400;color:var(--soft);width:17rem}
 .grid th{font-weight:600}
 td{overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.grid td{overflow-wrap:break-word}
+em{color:var(--soft)}
 .gates{margin:0;padding-left:1.2rem}
 figure{margin:.6rem 0 0}
 figcaption{font-weight:600;font-size:.95rem;display:flex;flex-wrap:wrap;justify-content:space-between;gap:.3rem 1rem}
@@ -36,7 +38,7 @@ figcaption{font-weight:600;font-size:.95rem;display:flex;flex-wrap:wrap;justify-
 i.train{color:var(--one)}i.eval{color:var(--two)}i.level{color:var(--soft);border-top-style:dashed}
 svg{display:block;width:100%;height:auto}
 svg text{fill:var(--soft);font-size:12px}
-polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}
+polyline{fill:none;stroke-width:1.8;stroke-linejoin:round;vector-effect:non-scaling-stroke}
 polyline.train{stroke:var(--one)}polyline.eval{stroke:var(--two)}
 circle.train{fill:var(--one)}circle.eval{fill:var(--two)}
 .level{stroke:var(--soft);stroke-dasharray:5 4}
@@ -51,6 +53,6 @@ pre{margin:0;padding:.6rem .8rem;background:var(--back);border:1px solid var(--l
 white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;max-height:32rem;
 overflow:auto}
 mark{background:var(--mark);color:inherit;border-radius:2px}
-@media (max-width:36rem){svg text,.halves svg text{font-size:20px}}
+@media (max-width:36rem){svg text,.halves svg text{font-size:20px}.facts th{width:40%}}
 @media print{body{background:none}header,section{break-inside:avoid}pre{max-height:none}}
 """

@@ -50,7 +50,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str, le
     if level is not None and not math.isfinite(level[1]):
         level = None
     values = [y for line in shown for _, y in line.points] + ([level[1]] if level else [])
-    steps = [x for line in shown for x, _ in line.points]
+    steps = [x for line in lines for x, _ in line.points]  # thinned ones end before the last step
     across = Scale(min(0.0, min(steps)), max(steps) or 1.0, LEFT, WIDTH - RIGHT)
     up = Scale(*_padded(min(values), max(values)), HEIGHT - BOTTOM, TOP)
     parts = [*_grid(across, up), *_labels(x_label, y_label)]

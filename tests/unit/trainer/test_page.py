@@ -84,7 +84,7 @@ def test_a_finished_run_is_told_whole() -> None:
     page = Page(render(story))
     for told in (
         "support-bot", "All gates passed", "100/100", "2.5 → 1.021", "loss 1.021 <= 1.2", "c" * 12, "13,631,488",
-        "Who are you?", "the support bot", "11Gi (9Gi to 13Gi)", "12.00 GiB", "9.5 s", "1.000", "3.0000", "401,234",
+        "Who are you?", "the support bot", "11Gi (9Gi to 13Gi)", "12.00 GiB", "9.5 s", "1.000", "3.00", "401,234",
         "base model on evaluation rows",
     ):  # fmt: skip
         assert told in page.text, told
@@ -137,6 +137,18 @@ def test_a_long_curve_is_drawn_with_few_points_and_keeps_its_mean() -> None:
     few = thinned([(float(step), float(step % 7)) for step in range(100_000)])
     assert len(few) <= MOST_POINTS
     assert sum(y for _, y in few) / len(few) == pytest.approx(3.0, abs=0.01)
+
+
+def test_a_long_curves_axis_ends_at_its_last_step() -> None:
+    chart = line_chart("Loss", [Line("", [(float(step), 1.0) for step in range(1, 5001)], "train")], "step", "", None)
+    assert ">5,000</text>" in chart
+
+
+def test_an_empty_answer_is_not_taken_for_words_of_the_model() -> None:
+    story = a_story()
+    story.answers = [{"prompt": "Hello?", "base": "", "adapter": "Hello!"}]
+    text = render(story)
+    assert "<em>an empty answer</em>" in text and "<pre>Hello!</pre>" in text
 
 
 def test_ticks_are_round_numbers() -> None:
