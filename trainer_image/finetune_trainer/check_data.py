@@ -8,6 +8,8 @@ import tempfile
 from itertools import islice
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.check import Problems, read_samples
 from finetune_trainer.datafiles import files_at
@@ -40,7 +42,11 @@ def _spec(arguments: argparse.Namespace) -> FineTuneSpec:
         "dataset": {"train": source, "format": arguments.format},
         "objective": {"type": arguments.objective},
     }
-    return FineTuneSpec.model_validate(spec)
+    try:
+        return FineTuneSpec.model_validate(spec)
+    except ValidationError as error:
+        option = "--format" if error.errors()[0]["loc"][0] == "dataset" else "--objective"
+        raise BadFile(f"{option}: {error.errors()[0]['msg']}") from error
 
 
 def _files(path: Path) -> list[DataFile]:

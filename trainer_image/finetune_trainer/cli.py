@@ -11,13 +11,30 @@ from importlib import import_module
 # Commands that need no cluster: the module of each.
 MODULES = {"run": "local", "check-data": "check_data", "estimate": "estimate_file", "import": "importing.command"}
 
+EXAMPLES = """\
+examples:
+  finetune import axolotl.yml --to finetune.yaml
+  finetune check-data rows.jsonl --model path/to/base-model
+  finetune estimate finetune.yaml --model path/to/base-model
+  finetune run finetune.yaml --base-model path/to/base-model --data rows.jsonl --cpu
+"""
+RUN_EPILOG = """\
+Ctrl-C saves a checkpoint; the same command goes on from it. Exit codes: 0 trained, 1 failed with the reason on stderr,
+143 interrupted with a checkpoint.
+"""
+
 
 def parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
     root = argparse.ArgumentParser(
-        prog="finetune", description="Prepare, train and export a FineTune: in its Jobs, or on this machine."
-    )
+        prog="finetune", description="Prepare, train and export a FineTune: in its Jobs, or on this machine.",
+        epilog=EXAMPLES, formatter_class=raw,
+    )  # fmt: skip
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="prepare and train a FineTune on this machine, without a cluster")
+    run = commands.add_parser(
+        "run", help="prepare and train a FineTune on this machine, without a cluster", epilog=RUN_EPILOG,
+        formatter_class=raw,
+    )  # fmt: skip
     run.add_argument("file", metavar="FILE", help="a FineTune in YAML")
     run.add_argument(
         "--output", metavar="DIR", default="finetune-output",
@@ -29,15 +46,6 @@ def parser() -> argparse.ArgumentParser:
         help="rows, instead of what dataset.train names; evaluation=PATH: instead of dataset.evaluation",
     )  # fmt: skip
     run.add_argument("--cpu", action="store_true", help="train on the CPU, whatever resources.gpus says")
-    for stage, text in {
-        "prepare": "fetch and check data and base model, tokenize, estimate memory (CPU)",
-        "train": "train, evaluate and upload the adapter",
-        "export": "merged, GGUF and hub exports of a trained adapter",
-    }.items():
-        command = commands.add_parser(stage, help=text)
-        command.add_argument(
-            "--spec", required=True, metavar="FILE", help="the run spec, as the operator hands it to a Job"
-        )
     data = commands.add_parser("check-data", help="what prepare would say about data files, on this machine")
     data.add_argument("data", metavar="DATA", help="a file or a folder: jsonl, json, csv or parquet, each also .gz")
     data.add_argument(
@@ -59,7 +67,16 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument(
         "--from", dest="tool", choices=["axolotl", "llama-factory"], help="whose it is (default: seen by its settings)"
     )
-    merge = commands.add_parser("merge", help="merge an adapter into its base model, for serving", add_help=False)
+    for stage, text in {
+        "prepare": "in a Job: fetch and check data and base model, tokenize, estimate memory",
+        "train": "in a Job: train, evaluate and upload the adapter",
+        "export": "in a Job: merged, GGUF and hub exports of a trained adapter",
+    }.items():
+        command = commands.add_parser(stage, help=text)
+        command.add_argument(
+            "--spec", required=True, metavar="FILE", help="the run spec, as the operator hands it to a Job"
+        )
+    merge = commands.add_parser("merge", help="in a serving pod: merge an adapter into its base model", add_help=False)
     merge.add_argument("rest", nargs=argparse.REMAINDER)
     return root
 

@@ -53,6 +53,7 @@ pre{margin:0;padding:.6rem .8rem;background:var(--back);border:1px solid var(--l
 white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;max-height:32rem;
 overflow:auto}
 mark{background:var(--mark);color:inherit;border-radius:2px}
-@media (max-width:36rem){svg text,.halves svg text{font-size:20px}.facts th{width:40%}}
+@media (max-width:36rem){svg text,.halves svg text{font-size:20px}text[transform]{display:none}
+.facts th{width:40%}}
 @media print{body{background:none}header,section{break-inside:avoid}pre{max-height:none}}
 """

@@ -98,6 +98,14 @@ def test_a_config_that_is_no_json_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "the base model's config.json is not JSON" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--format", "--objective"])
+def test_check_data_names_what_an_option_may_be(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check-data", str(tmp_path), option, "Alpacca"]) == 1
+    assert capsys.readouterr().err.startswith(f"{option}: Input should be '")
+
+
 def test_check_data_counts_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows").write_text('{"text": "alpha"}\n{"text": "beta"}\n')
     assert main(["check-data", str(tmp_path / "rows")]) == 0
