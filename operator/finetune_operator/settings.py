@@ -8,6 +8,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from finetune_operator.api.tracking import Tracking
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
@@ -68,6 +70,7 @@ class Settings(_Part):
     prepare: Prepare = Prepare()
     engine: EngineDefaults = EngineDefaults()
     reports: ReportServer = ReportServer()
+    tracking: Tracking = Tracking()
     price_per_gpu_hour: float | None = Field(default=None, ge=0, alias="pricePerGpuHour")
     pretend_gpus: bool = Field(default=False, alias="pretendGPUs")
     watch_namespaces: tuple[str, ...] = ()

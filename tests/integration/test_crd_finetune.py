@@ -465,6 +465,18 @@ CASES = [
         good={"output.hub": {"repo": "acme/bot", "tokenSecretRef": {"name": "hub"}}},
     ),
     Case(
+        "uri: no user name or password in it; use credentialsSecretRef",
+        at="spec.tracking.mlflow.uri",
+        bad={"tracking": {"mlflow": {"uri": "https://me:secret@mlflow.example.com"}}},
+        good={"tracking": {"mlflow": {"uri": "https://mlflow.example.com/ml", "experiment": "Support bots"}}},
+    ),
+    Case(
+        "baseUrl: no user name or password in it; use apiKeySecretRef",
+        at="spec.tracking.wandb.baseUrl",
+        bad={"tracking": {"wandb": {"baseUrl": "https://key@wandb.example.com", "apiKeySecretRef": {"name": "w"}}}},
+        good={"tracking": {"wandb": {"project": "bots", "apiKeySecretRef": {"name": "w", "key": "api-key"}}}},
+    ),
+    Case(
         "activeDeadline: at least 1m",
         at="spec.activeDeadline",
         bad={"activeDeadline": "59s"},

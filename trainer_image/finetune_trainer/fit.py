@@ -83,6 +83,7 @@ class Fit:
 
     def step(self) -> None:
         """One optimizer step over exactly the effective batch."""
+        begun = time.perf_counter()
         state, plan, training = self.state, self.plan, self.spec.training
         learning_rate = self.learning_rate()
         set_learning_rate(self.optimizer, learning_rate)
@@ -106,11 +107,12 @@ class Fit:
             )
         norm = self._update()
         state.step += 1
-        state.tokens += sum(len(self.rows[index].input_ids) for index in batch)
+        tokens = sum(len(self.rows[index].input_ids) for index in batch)
+        state.tokens += tokens
         state.last_loss = mean
         state.metrics.append(
             {"step": state.step, "loss": mean, "gradNorm": norm, "learningRate": learning_rate, "tokens": state.tokens}
-            | {"time": round(time.time(), 3)}
+            | {"tokensPerSecond": round(tokens / (time.perf_counter() - begun), 1), "time": round(time.time(), 3)}
         )
 
     def _seeded(self, chunks: dict[int, list[Row]]) -> Iterator[list[Row]]:

@@ -136,6 +136,7 @@ def run_spec(tune: FineTune, output: Path) -> RunSpec:
         spec=tune.spec,
         storage=storage,
         trainer_image=f"finetune-operator {version('finetune-operator')}",
+        tracking=tune.spec.tracking,
     )
 
 

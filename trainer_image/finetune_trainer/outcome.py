@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_operator.api.finetunestatus import EvaluationStatus
 from finetune_trainer.digest import hex_of
 from finetune_trainer.eventfile import event_file
 from finetune_trainer.failures import STORAGE_UNAUTHORIZED, STORAGE_UNAVAILABLE, UPLOAD_FAILED, RunFailure
@@ -81,9 +80,8 @@ def write_report(store: Store, story: Story) -> str:
     an adapter is not lost for a page.
     """
     key = f"{folder(story.run)}/report.html"
-    measured = story.evaluation or EvaluationStatus()
     try:
-        events = event_file(story.metrics, measured.adapter, measured.base)
+        events = event_file(story.metrics, story.evaluation)
         store.put_bytes(f"{folder(story.run)}/tensorboard/events.out.tfevents.0.finetune", events)
         store.put_bytes(key, render(story).encode(), "text/html; charset=utf-8")
     except Exception as error:  # noqa: BLE001  # whatever the data brought with it

@@ -192,6 +192,10 @@ def _inputs(story: Story) -> str:
             ("optimizer", f"{training.optimizer}, {training.scheduler} from {training.learning_rate:g}"),
             ("seed", training.seed),
             ("run", prepared.run_id),
+            *(
+                (f"run in {one.name}", f"{one.url} ({one.message})" if one.message else one.url)
+                for one in story.tracking
+            ),
             ("trainer image", story.run.trainer_image),
             ("adapter digest", story.adapter.digest if story.adapter else None),
             ("adapter", story.adapter.uri if story.adapter else None),

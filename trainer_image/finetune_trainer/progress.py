@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus, ProgressStatus
+from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus, ProgressStatus, TrackerStatus
 from finetune_trainer.fit import Fit
 from finetune_trainer.report import Listener
 from finetune_trainer.runspec import TrainResult
@@ -85,7 +85,9 @@ class Progress:
             "microBatch": self.fit.plan.micro_batch,
         }
 
-    def result(self, adapter: AdapterStatus, evaluation: EvaluationStatus, report: str) -> TrainResult:
+    def result(
+        self, adapter: AdapterStatus, evaluation: EvaluationStatus, report: str, tracking: list[TrackerStatus]
+    ) -> TrainResult:
         """What the operator is told in the end."""
         return TrainResult(
             adapter=adapter,
@@ -96,6 +98,7 @@ class Progress:
             seconds_to_first_step=self.seconds_to_first_step,
             micro_batch=self.fit.plan.micro_batch,
             report=report,
+            tracking=tracking,
         )
 
 

@@ -21,7 +21,9 @@ from finetune_operator.api.finetunestatus import (
     EstimateStatus,
     EvaluationStatus,
     ExportStatus,
+    TrackerStatus,
 )
+from finetune_operator.api.tracking import Tracking
 from finetune_trainer.digest import canonical_json
 
 Stage = Literal["prepare", "train", "export"]
@@ -67,6 +69,7 @@ class TrainResult(Status):
     seconds_to_first_step: float | None = None
     micro_batch: int | None = None
     report: str = ""  # address of report.html
+    tracking: list[TrackerStatus] = Field(default_factory=list)
 
 
 class ExportResult(Status):
@@ -97,6 +100,7 @@ class RunSpec(Spec):
     trainer_image: str = ""
     report_url: str | None = None
     pretend_gpu: bool = False
+    tracking: Tracking | None = None  # of the spec or of the chart
     prepared: PrepareResult | None = None
     trained: TrainResult | None = None
     micro_batch: int | None = None

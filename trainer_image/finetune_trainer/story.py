@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus
+from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus, TrackerStatus
 from finetune_trainer.runspec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ class Story:
     evaluation: EvaluationStatus | None = None
     answers: list[dict[str, str]] = field(default_factory=list)  # prompt, base, adapter
     adapter: AdapterStatus | None = None
+    tracking: list[TrackerStatus] = field(default_factory=list)
     failure: str = ""
 
     def read_dataset(self, folder: Path) -> None:

@@ -85,6 +85,10 @@ def summary(run: RunSpec, result: TrainResult, exports: Sequence[ExportStatus] =
             f"digest   {adapter.digest}",
             f"folder   {folder}",
             f"report   {run.storage.uri.removeprefix('file://')}/runs/{adapter.run_id}/report.html",
+            *(
+                f"{one.name.lower():<8} {one.url}{f' ({one.message})' if one.message else ''}"
+                for one in result.tracking
+            ),
             *(f"{export.type.lower():<8} {export.uri.removeprefix('file://')}" for export in exports),
             "",
             "from peft import PeftModel",

@@ -30,6 +30,7 @@ from finetune_trainer.runspec import Result, RunSpec, TrainResult
 from finetune_trainer.stage import Interrupted, finish
 from finetune_trainer.store import Store
 from finetune_trainer.story import Story
+from finetune_trainer.tracking.follow import Tracking
 
 log = logging.getLogger(__name__)
 WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
@@ -53,17 +54,23 @@ def train(run: RunSpec, store: Store, work: Path = WORK, listener: Listener | No
     `listener` is told of progress in the operator's place. None in all processes but the first.
     """
     story = Story(run)
+    tracking = Tracking(run, story, work)
     try:
-        return attempt(run, store, work, story, listener or Reporter(run))
+        return attempt(run, store, work, story, listener or Reporter(run), tracking)
     except Interrupted:
+        tracking.end("Interrupted")
         raise
     except Exception as error:
         if os.environ.get("RANK", "0") == "0":
+            story.failure = str(error)
+            story.tracking = tracking.end("Failed")
             write_failed_report(store, story, error)
         raise
 
 
-def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: Listener) -> TrainResult | None:
+def attempt(
+    run: RunSpec, store: Store, work: Path, story: Story, listener: Listener, tracking: Tracking
+) -> TrainResult | None:
     """What `train` does; `story` is kept up to date with it."""
     assert run.prepared
     spec, prepared, sigterm = run.spec, run.prepared, Sigterm()
@@ -137,8 +144,13 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
             return evaluate(model, objective, held_out, plan.micro_batch, world, device) if held_out else {}
 
         progress = Progress(fit, listener)
+
+        def tell() -> None:
+            if world.leads:
+                progress.step()
+                tracking.step()
+
         with sigterm.deferred():
-            tell = progress.step if world.leads else (lambda: None)
             done = fit.run(checkpoints.save, tell, lambda: sigterm.received, lambda: measure()["loss"])
             checkpoints.wait()
             wait_for_all(world, device)  # a pod that comes back joins the others only when all have gone
@@ -155,8 +167,10 @@ def attempt(run: RunSpec, store: Store, work: Path, story: Story, listener: List
         prompts = decoded_prompts(rows, inputs.model())
         status = story.adapter = adapter.publish(run, store, work / "adapter", config, count, evaluation, prompts)
         story.figures = {**progress.figures(), **peak_memory()}
+        story.tracking = tracking.end("Finished")
         write_run(store, run, story.figures)
-        return write_result(store, run, progress.result(status, evaluation, write_report(store, story)))
+        result = progress.result(status, evaluation, write_report(store, story), story.tracking)
+        return write_result(store, run, result)
 
 
 @contextmanager

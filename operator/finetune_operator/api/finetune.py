@@ -13,6 +13,7 @@ from finetune_operator.api.method import Method, Objective
 from finetune_operator.api.output import Output
 from finetune_operator.api.pod import PodTemplate
 from finetune_operator.api.rules import Rule
+from finetune_operator.api.tracking import Tracking
 from finetune_operator.api.training import LEARNING_RATES, Checkpoint, Training
 
 
@@ -229,6 +230,11 @@ class FineTuneSpec(Spec):
         default=PodTemplate(), description="Scheduling, labels and environment of the pods."
     )
     output: Output = Field(default=Output(), description="Where the result goes.")
+    tracking: Tracking | None = Field(
+        default=None,
+        description="Experiment trackers that get the metrics too. An edit restarts nothing: it holds from the next "
+        "attempt on. Default: the chart's tracking; {} for none.",
+    )
     queue_name: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",

@@ -26,6 +26,14 @@ class FineTuneSummary(Status):
     cost: Text = Field(default="-", description="GPU-hours used, and their price where one is set.")
 
 
+class TrackerStatus(Status):
+    """The run in an experiment tracker."""
+
+    name: Literal["MLflow", "WandB"] = Field(description="The tracker.")
+    url: Text = Field(default="", description="The run's page.")
+    message: Text = Field(default="", description="What it did not take, and why; empty when it has everything.")
+
+
 class RunStatus(Status):
     """The current run: one training of one set of inputs."""
 
@@ -60,6 +68,9 @@ class RunStatus(Status):
         description="What was changed to go on, e.g. a smaller micro batch after running out of memory.",
     )
     report: Text = Field(default="", description="Page with curves, data, answers and figures of the run.")
+    tracking: list[TrackerStatus] = Field(
+        default_factory=list, max_length=4, description="The run in the experiment trackers of spec.tracking."
+    )
     disruptions: int = Field(
         default=0, ge=0, description="Attempts that ended by eviction, preemption, node loss or suspension."
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune_operator import labels, podtemplate, restricted
 from finetune_operator.api.finetune import FineTune, FineTuneSpec
+from finetune_operator.api.tracking import Tracking
 from finetune_operator.finetune import volumes
 from finetune_operator.settings import Settings
 from finetune_trainer.runspec import RENDEZVOUS_PORT, RunSpec, Stage, Storage
@@ -18,6 +19,7 @@ from finetune_trainer.runspec import RENDEZVOUS_PORT, RunSpec, Stage, Storage
 Object = dict[str, Any]
 
 CONTAINER = "trainer"
+MLFLOW_CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 # Time between SIGTERM and SIGKILL: a training pod uploads a checkpoint in it.
 GRACE_SECONDS: dict[Stage, int] = {"prepare": 30, "train": 120, "export": 30}
 
@@ -48,6 +50,7 @@ def run_spec(parent: FineTune, stage: Stage, name: str, settings: Settings, **of
             f"{settings.reports.url}/apis/finetune.dev/v1alpha1/namespaces/{meta.namespace}/finetunes/{meta.name}/report"
         ),
         pretend_gpu=settings.pretend_gpus,
+        tracking=_tracking(parent.spec, settings) if stage == "train" else None,
         **of_the_run,
     )
 
@@ -169,8 +172,7 @@ def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str
                     "image": spec.trainer_image,
                     "imagePullPolicy": settings.images.pull_policy,
                     "args": [spec.stage, "--spec", volumes.SPEC_FILE],
-                    "env": _environment(parent.spec, spec.stage, settings)
-                    + ([_first_pod(spec.job)] if several else []),
+                    "env": _environment(spec, settings) + ([_first_pod(spec.job)] if several else []),
                     "resources": _resources(spec, settings),
                     # The last lines of the log say what killed a process that left no result.
                     "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -183,7 +185,8 @@ def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str
     }
 
 
-def _environment(spec: FineTuneSpec, stage: Stage, settings: Settings) -> list[Object]:
+def _environment(run: RunSpec, settings: Settings) -> list[Object]:
+    spec, stage = run.spec, run.stage
     reference = spec.output.s3.credentials_secret_ref
     storage = reference.name if reference else settings.storage.credentials_secret
     environment: list[Object] = [
@@ -197,7 +200,25 @@ def _environment(spec: FineTuneSpec, stage: Stage, settings: Settings) -> list[O
     if stage == "export" and spec.output.hub:
         token = spec.output.hub.token_secret_ref
         environment += [*_hub_endpoint(settings), _secret("FINETUNE_OUTPUT_HF_TOKEN", token.name, token.key)]
-    return environment
+    return environment + (_tracking_credentials(run.tracking) if run.tracking else [])
+
+
+def _tracking(spec: FineTuneSpec, settings: Settings) -> Tracking | None:
+    """The spec's, or the chart's when the spec has none; an empty one is none."""
+    asked = spec.tracking if spec.tracking is not None else settings.tracking
+    return asked if asked.mlflow or asked.wandb else None
+
+
+def _tracking_credentials(tracking: Tracking) -> list[Object]:
+    """In the variables that MLflow and W&B define; optional, because a run must not wait for a tracker's Secret."""
+    found: list[Object] = []
+    if tracking.mlflow and tracking.mlflow.credentials_secret_ref:
+        secret = tracking.mlflow.credentials_secret_ref.name
+        found += [_secret(name, secret, name, optional=True) for name in MLFLOW_CREDENTIALS]
+    if tracking.wandb:
+        key = tracking.wandb.api_key_secret_ref
+        found.append(_secret("WANDB_API_KEY", key.name, key.key, optional=True))
+    return found
 
 
 def _first_pod(job: str) -> Object:

@@ -192,11 +192,15 @@ def take_up_training(view: View) -> Plan | None:
             "resumed_from_step": trained.resumed_from_step,
             "micro_batch": trained.micro_batch or view.run.micro_batch,
             "report": trained.report,
+            "tracking": trained.tracking,
         }
     )
     known = _updated(view.status, run=run, progress=progress, adapter=trained.adapter, evaluation=trained.evaluation)
     note = f"adapter {trained.adapter.digest} is at {trained.adapter.uri}"
-    return _export_or_succeed(view, known, "Trained", note, ())
+    missed = tuple(
+        Event("TrackingIncomplete", f"{t.name}: {t.message}", "Warning") for t in trained.tracking if t.message
+    )
+    return _export_or_succeed(view, known, "Trained", note, missed)
 
 
 def take_up_exports(view: View) -> Plan | None:

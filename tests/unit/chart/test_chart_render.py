@@ -36,6 +36,10 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "podAnnotations": {"example.com/a": "b"},
         "podLabels": {"team": "ml"},
         "pricePerGpuHour": 2.5,
+        "tracking": {
+            "mlflow": {"uri": "http://mlflow.mlops:5000", "credentialsSecretRef": {"name": "mlflow"}},
+            "wandb": {"baseUrl": "https://wandb.example.com", "apiKeySecretRef": {"name": "wandb", "key": "api-key"}},
+        },
     },
     "two namespaces": {"watchNamespaces": ["team-a", "team-b"], "replicas": 1},
     "only the operator": {

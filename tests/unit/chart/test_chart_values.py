@@ -61,6 +61,7 @@ def test_every_value_is_described_in_the_readme() -> None:
         ({"replicas": 0}, "replicas"),
         ({"pretendGPUs": "yes"}, "pretendGPUs"),
         ({"pricePerGpuHour": -1}, "pricePerGpuHour"),
+        ({"tracking": {"mlfow": {}}}, "mlfow"),
         ({"logLevel": "loud"}, "logLevel"),
         ({"engine": {"env": {"VLLM_CPU_KVCACHE_SPACE": 1}}}, "VLLM_CPU_KVCACHE_SPACE"),
         ({"watchNamespaces": "team-a"}, "watchNamespaces"),

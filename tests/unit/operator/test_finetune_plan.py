@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from finetune_operator.api.finetunestatus import EstimateStatus, EvaluationStatus, GateStatus
+from finetune_operator.api.finetunestatus import EstimateStatus, EvaluationStatus, GateStatus, TrackerStatus
 from finetune_operator.finetune.plan import plan
 from finetune_operator.finetune.view import view
 from finetune_operator.settings import Settings
@@ -154,6 +154,18 @@ def test_a_failed_gate_does_not_fail_the_run() -> None:
 
 
 # ---- after the end ---------------------------------------------------------------------------------------------------
+
+
+def test_what_a_tracker_did_not_take_is_in_status_and_an_event_and_the_run_succeeds() -> None:
+    parent, prepare, train = in_training()
+    told = [
+        TrackerStatus(name="MLflow", url="http://mlflow/run", message="3 of 40 steps are missing there: no route"),
+        TrackerStatus(name="WandB", url="https://wandb/run"),
+    ]
+    made = seen(parent, [prepare, train], [terminated(train, result=trained(train, tracking=told))])
+    assert made.status.phase == "Succeeded" and made.status.run is not None and made.status.run.tracking == told
+    [event] = [event for event in made.events if event.reason == "TrackingIncomplete"]
+    assert event.note == "MLflow: 3 of 40 steps are missing there: no route" and event.type == "Warning"
 
 
 def test_a_succeeded_run_is_never_run_again_when_its_jobs_and_pods_vanish() -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from finetune_operator.api.finetune import FineTune
+from finetune_operator.api.tracking import Tracking
 from finetune_operator.finetune import jobs
 from finetune_operator.settings import Settings
 from finetune_trainer.runspec import RunSpec, Stage
@@ -42,6 +43,10 @@ EVERYTHING: Object = {
         "s3": {"uri": "s3://team-a/finetune", "credentialsSecretRef": {"name": "team-a-storage"}},
         "exports": ["Merged"],
         "hub": {"repo": "acme/bot", "content": "Merged", "tokenSecretRef": {"name": "hub", "key": "write"}},
+    },
+    "tracking": {
+        "mlflow": {"uri": "https://mlflow.example", "experiment": "bots", "credentialsSecretRef": {"name": "mlflow"}},
+        "wandb": {"project": "bots", "entity": "acme", "apiKeySecretRef": {"name": "wandb", "key": "api-key"}},
     },
     "queueName": "gpus",
 }
@@ -125,8 +130,33 @@ def environment(job: Object) -> Object:
 
 def test_hub_tokens_reach_the_prepare_job_and_never_the_gpu_pod() -> None:
     assert "FINETUNE_BASE_MODEL_HF_TOKEN" in environment(CASES["prepare-everything"])
-    assert not [name for name in environment(CASES["train-everything"]) if "TOKEN" in name and "AWS" not in name]
+    assert not [name for name in environment(CASES["train-everything"]) if "TOKEN" in name and "HF" in name]
     assert "HF_ENDPOINT" not in environment(CASES["train-everything"])
+
+
+TRACKERS = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY"}
+
+
+def test_credentials_of_trackers_reach_the_train_job_and_no_pod_waits_for_them() -> None:
+    assert [name for name, job in CASES.items() if TRACKERS & environment(job).keys()] == ["train-everything"]
+    held = environment(CASES["train-everything"])
+    assert all(held[name]["valueFrom"]["secretKeyRef"]["optional"] for name in TRACKERS)
+    assert held["WANDB_API_KEY"]["valueFrom"]["secretKeyRef"]["key"] == "api-key"
+
+
+def test_the_charts_trackers_hold_where_the_spec_has_none() -> None:
+    chart = Tracking.model_validate({"mlflow": {"uri": "http://mlflow.mlops:5000"}})
+    settings = SETTINGS.model_copy(update={"tracking": chart})
+
+    def asked(**spec: Any) -> Object | None:
+        job = build(finetune(**spec), "train", settings)
+        text = job["spec"]["template"]["metadata"]["annotations"]["finetune.dev/run-spec"]
+        found: Object | None = json.loads(text).get("tracking")
+        return found
+
+    assert asked() == {"mlflow": {"uri": "http://mlflow.mlops:5000"}}
+    assert asked(tracking={}) is None
+    assert asked(tracking={"mlflow": {"uri": "https://other"}}) == {"mlflow": {"uri": "https://other"}}
 
 
 def test_the_token_that_writes_to_the_hub_reaches_the_export_job_and_no_other() -> None:

@@ -33,6 +33,7 @@ def test_the_smallest_file_is_enough(tmp_path: Path) -> None:
         ({**SMALLEST, "images": {"trainer": "t:1"}}, "images.engine: Field required"),
         ({**SMALLEST, "pretendGpus": True}, "pretendGpus: Extra inputs are not permitted"),
         ({**SMALLEST, "pricePerGpuHour": -1}, "pricePerGpuHour"),
+        ({**SMALLEST, "tracking": {"mlflow": {"url": "http://mlflow"}}}, "tracking.mlflow.uri: Field required"),
         ("a: [", "is not YAML"),
         ("just text", "must be a mapping"),
     ],

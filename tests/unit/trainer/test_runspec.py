@@ -56,6 +56,7 @@ def test_what_is_trained_changes_both_hashes(change: dict[str, Any]) -> None:
         {"checkpoint": {"every": "1m"}},
         {"training": {"microBatchSize": 1}},
         {"output": {"exports": ["Merged"]}},
+        {"tracking": {"mlflow": {"uri": "http://mlflow.mlops:5000"}}},
     ],
     ids=str,
 )
@@ -100,8 +101,9 @@ def test_a_defaulted_field_is_the_same_as_its_default_written_out() -> None:
 def test_a_result_fits_the_termination_message_whatever_it_says() -> None:
     gates = [{"metric": f"task{n}/acc", "passed": False, "value": n / 3, "message": "x" * 500} for n in range(16)]
     adapter = {"digest": "sha256:" + "0" * 64, "uri": "s3://finetune/" + "a" * 200}
+    tracking = [{"name": name, "url": "http://" + "t" * 580, "message": "y" * 500} for name in ("MLflow", "WandB")]
     trained = TrainResult.model_validate(
-        {"adapter": adapter, "evaluation": {"gates": gates, "passed": False}, "steps": 3}
+        {"adapter": adapter, "evaluation": {"gates": gates, "passed": False}, "steps": 3, "tracking": tracking}
     )
     full = Result(stage="train", job="j" * 63, run_id="0" * 16, trained=trained)
     failed = Result(stage="train", job="j", failure={"reason": "InvalidDataset", "message": "zeile\n" + "ä" * 9000})  # type: ignore[arg-type]
