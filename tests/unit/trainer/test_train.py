@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.finetunestatus import ProgressStatus
+from finetune_operator.api.tracking import Tracking
 from finetune_trainer.digest import canonical_json, hash_tree, manifest_of, sha256_hex
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
 from finetune_trainer.store import Store
 
 from .minio_server import minio_server
 from .tiny import finetune_spec, make_rows, write_dataset
+from .tracking_servers import FakeMLflow, served
 
 pytestmark = pytest.mark.timeout(600)  # seconds on a quiet machine
 
@@ -352,3 +354,32 @@ def test_the_job_leaves_its_result_in_the_termination_message(bench: Bench, tmp_
     assert result["runId"] == "0123456789abcdef"
     assert result["trained"]["adapter"]["gatePassed"] is True
     assert len((tmp_path / "termination").read_bytes()) <= 4096
+
+
+def test_an_interrupted_run_is_one_run_in_mlflow_and_no_step_is_there_twice(bench: Bench) -> None:
+    with served(FakeMLflow()) as mlflow:
+        asked = Tracking.model_validate({"mlflow": {"uri": mlflow.url}})
+        spec = finetune_spec(checkpoint={"every": 3, "keep": 9})
+        bench.train(spec, tracking=asked)
+        bench.store.delete(f"{RUN}/result.json")
+        for step in bench.steps():
+            if step > 3:
+                bench.store.delete(f"{RUN}/checkpoints/step-{step}")
+        result = bench.train(spec, tracking=asked)
+    assert result.resumed_from_step == 3
+    [run] = mlflow.runs.values()
+    assert run["info"]["status"] == "FINISHED" and run["info"]["run_name"] == "demo/tiny"
+    assert [one["step"] for one in mlflow.history if one["key"] == "train/loss"] == list(range(1, 9))
+    assert [one["value"] for one in mlflow.history if one["key"] == "train/loss"] == bench.losses()
+    tags = {pair["key"]: pair["value"] for pair in run["data"]["tags"]}
+    assert (tags["finetune.dev/adapter"], tags["finetune.dev/attempt"]) == (result.adapter.digest, "2")
+    [told] = result.tracking
+    assert told.message == "" and told.url in bench.store.get_bytes(f"{RUN}/report.html").decode()
+
+
+def test_a_tracker_that_is_away_costs_the_run_nothing_and_is_told_of(bench: Bench) -> None:
+    result = bench.train(finetune_spec(), tracking=Tracking.model_validate({"mlflow": {"uri": "http://127.0.0.1:9"}}))
+    assert result.steps == 8
+    [told] = result.tracking
+    assert "8 of 8 steps are missing there" in told.message
+    assert "8 of 8 steps are missing there" in bench.store.get_bytes(f"{RUN}/report.html").decode()
