@@ -6,7 +6,7 @@ docs/api.md                                    from crds/*.yaml
 docs/operations.md (reasons)                   from finetune_operator.reasons
 docs/finetune.md, docs/serving.md (refused)    from finetune_operator.api.unsupported
 docs/methods.md (layers)                       from finetune_trainer.architecture, by docs/targets.py
-docs/memory.md (tables)                        from finetune_trainer.estimate, by docs/memory.py
+docs/memory.md (tables)                        from finetune_trainer.estimate and .verdict, by docs/memory.py
 docs/cli.md (help)                             from finetune_trainer.cli
 charts/finetune-operator/README.md (values)    from the `# --` comments of values.yaml
 charts/finetune-operator/values.schema.json    its descriptions, from the same comments

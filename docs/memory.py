@@ -8,8 +8,9 @@ from typing import Any
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.architecture import Architecture, architecture, read_config
-from finetune_trainer.estimate import Part, Workload, estimate, verdict
+from finetune_trainer.estimate import Part, Workload, estimate
 from finetune_trainer.trainable import trainable_parameters
+from finetune_trainer.verdict import verdict
 
 SHAPES = Path(__file__).resolve().parent / "shapes"
 GB = 1e9  # published figures are decimal
@@ -156,7 +157,8 @@ def formulas() -> str:
     found = estimate(shape("llama-3.1-8b"), Workload(spec("QLoRA"), LENGTH), 1, True)
     plain = estimate(shape("llama-3.1-8b"), Workload(spec("LoRA"), LENGTH), 1, False)
     seen: dict[str, list[Part]] = {}
-    for part in (*found.parts, *plain.parts):
+    shared = estimate(shape("llama-3.1-8b"), Workload(spec("QLoRA"), LENGTH, shards=2), 1, True)
+    for part in (*found.parts, *plain.parts, *shared.parts[-2:-1]):
         known = seen.setdefault(part.name, [])
         if part.source not in [one.source for one in known]:
             known.append(part)
@@ -174,6 +176,21 @@ def seventy_on_24() -> str:
     return f"```text\ndoes not fit: {found.message}\n```"
 
 
+def sharing() -> str:
+    """What one GPU of several needs when they share the base model."""
+    counts = (1, 2, 4, 8)
+    rows = [
+        f"| | {' | '.join('one GPU' if gpus == 1 else f'{gpus} GPUs' for gpus in counts)} |",
+        "|---|" + "---|" * len(counts),
+    ]
+    for model in ("llama-3.1-8b", "llama-2-13b", "llama-3.1-70b"):
+        for method in ("QLoRA", "LoRA"):
+            works = [Workload(spec(method), LENGTH, shards=gpus) for gpus in counts]
+            sizes = [estimate(shape(model), work, 1, True).expected / GB for work in works]
+            rows.append(f"| {title(model)}, {method} | {' | '.join(f'{size:.1f}' for size in sizes)} |")
+    return "\n".join(rows)
+
+
 def title(model: str) -> str:
     """Llama-3.1-8B of llama-3.1-8b."""
     name, _, size = model.rpartition("-")
@@ -182,5 +199,5 @@ def title(model: str) -> str:
 
 SECTIONS = {
     "memory": overview, "claims": claims, "weights": weights, "trained": trained, "formulas": formulas,
-    "seventy": seventy_on_24,
+    "seventy": seventy_on_24, "sharing": sharing,
 }  # fmt: skip

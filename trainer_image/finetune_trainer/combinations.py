@@ -107,6 +107,32 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
+# What reads or copies base weights outside a block's own pass, where a shared-out model has none.
+SHARING_RULES: tuple[Rule, ...] = (
+    Rule(
+        lambda s: _initialization(s) not in ("Default", "Gaussian"),
+        "method.lora.initialization: this start is computed from the base weights; use Default or Gaussian",
+    ),
+    Rule(_lora_option("use_dora"), "method.lora.useDora: DoRA starts from the norms of the base weights; use rsLoRA"),
+    Rule(
+        _lora_option("modules_to_save"),
+        "method.lora.modulesToSave: it trains a copy of base weights; use targetModules alone",
+    ),
+    Rule(
+        lambda s: not can_checkpoint(s),
+        "method.type: PrefixTuning cannot compute a block twice, as shared-out blocks are; use LoRA or QLoRA",
+    ),
+    Rule(
+        lambda s: s.training.gradient_checkpointing == "Disabled",
+        "training.gradientCheckpointing: blocks are gathered for their backward pass and computed again; use Auto",
+    ),
+)
+
+
+def sharing_refusal(spec: FineTuneSpec) -> str | None:
+    """Why the GPUs of a run could not share the base model; None: they can."""
+    return next((rule.message for rule in SHARING_RULES if rule.applies(spec)), None)
+
 
 def refusals(spec: FineTuneSpec) -> Iterator[str]:
     """The message of every rule that a spec breaks; none: it can be trained."""

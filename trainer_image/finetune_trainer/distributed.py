@@ -1,7 +1,7 @@
 """Several processes as one run: who they are, and the sums that they share. One process needs none of it."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -80,6 +80,15 @@ def wait_for_all(world: World, device: torch.device) -> None:
 def as_leader_says(world: World, value: int, device: torch.device) -> int:
     """The first process's number, in every process."""
     return int(summed(world, float(value if world.leads else 0), device=device)[0])
+
+
+def accompanied(chunks: list[list[int]], most: int, go: Callable[[], object]) -> Iterator[list[int]]:
+    """The chunks, and after them as many passes for nothing as another process has chunks more: what is shared out over
+    the processes is gathered by all together, so all make `most` passes.
+    """
+    yield from chunks
+    for _ in range(most - len(chunks)):
+        go()
 
 
 @contextmanager

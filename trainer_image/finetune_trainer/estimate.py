@@ -6,19 +6,13 @@ CUDA context; that is what the band from low to high is for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import ceil
-from pathlib import Path
+from dataclasses import dataclass
 
 from finetune_operator.api.finetune import FineTuneSpec
-from finetune_operator.api.finetunestatus import EstimateStatus, GPUMemoryEstimate
-from finetune_trainer.architecture import Architecture, architecture, read_config
-from finetune_trainer.combinations import can_checkpoint
-from finetune_trainer.suitability import refuse_unsuitable
+from finetune_trainer.architecture import Architecture
 from finetune_trainer.trainable import trainable_parameters
 
 GIB = 1 << 30
-LARGEST = 256  # micro batches are not searched beyond this
 PAIRS = frozenset({"DPO", "ORPO", "Reward"})
 _LOSS_CHUNK = 1024  # positions whose float32 logits exist at once (loss.CHUNK)
 _SUFFIXES = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15} | {
@@ -62,30 +56,14 @@ class Estimate:
 @dataclass(frozen=True)
 class Workload:
     """What of a run memory depends on, besides the model. `row_tokens`: of the longest row, both texts of a pair
-    together; `learned`: share of its tokens.
+    together; `learned`: share of its tokens; `shards`: GPUs that share the base model, 1 when each holds it whole.
     """
 
     spec: FineTuneSpec
     row_tokens: int
     learned: float = 1.0
     parameters: int = 0  # as counted in the weights' headers, 0: by the architecture
-
-
-def estimate_run(
-    model: Path, spec: FineTuneSpec, parameters: int, row_tokens: int = 0, learned: float = 1.0
-) -> EstimateStatus:
-    """The estimate and verdict that status.estimate shows. UnsupportedCombination when the method does not suit the model."""
-    config = read_config(model)
-    shape = architecture(config)
-    refuse_unsuitable(shape, spec, config, row_tokens)
-    if shape is None:
-        return EstimateStatus(
-            message=f"model type {config.get('model_type')!r} is not known to the estimate; the run may need any memory"
-        )
-    if spec.resources.gpus == 0:
-        return EstimateStatus(message="no estimate for training on a CPU")
-    work = Workload(spec, row_tokens or longest_row(spec), learned, parameters)
-    return verdict(shape, work)
+    shards: int = 1
 
 
 def longest_row(spec: FineTuneSpec) -> int:
@@ -93,72 +71,12 @@ def longest_row(spec: FineTuneSpec) -> int:
     return spec.training.max_length * (2 if spec.objective.type in PAIRS else 1)
 
 
-def verdict(shape: Architecture, work: Workload) -> EstimateStatus:
-    """Whether it fits resources.gpuMemory, with which micro batch, and what would fit if it does not."""
-    spec = work.spec
-    asked = spec.training.micro_batch_size
-    share = max(1, spec.training.batch_size // max(1, _gpus(spec)))
-    if spec.resources.gpu_memory is None:
-        chosen = _chosen(shape, work, 1 if asked == "auto" else int(asked), None)
-        return _status(chosen, "Unknown", None, "set resources.gpuMemory to be told whether this fits")
-    memory = quantity(spec.resources.gpu_memory)
-    fitting = [size for size in _sizes(share) if _chosen(shape, work, size, memory).high <= memory]
-    if asked != "auto":
-        chosen = _chosen(shape, work, int(asked), memory)
-        if chosen.expected <= memory:
-            return _fits(chosen, max([*fitting, int(asked)]), memory)
-    elif fitting:
-        return _fits(_chosen(shape, work, max(fitting), memory), max(fitting), memory)
-    chosen = _chosen(shape, work, 1, memory)
-    if chosen.expected <= memory:
-        if asked == "auto":
-            return _fits(chosen, 1, memory)
-        largest = max(fitting, default=1)
-        smaller = f"training.microBatchSize: {asked} does not fit, {largest} does; the effective batch stays the same"
-        return _status(_chosen(shape, work, largest, memory), "DoesNotFit", largest, smaller)
-    return _status(chosen, "DoesNotFit", 0, what_would_fit(shape, work, memory))
-
-
-def what_would_fit(shape: Architecture, work: Workload, memory: float) -> str:
-    """The smallest changes that would make it fit, in words."""
-    spec, twice = work.spec, can_checkpoint(work.spec)
-    least = estimate(shape, work, 1, twice)
-    checkpointing = " and checkpointing" if twice else ""
-    text = f"needs about {gib(least.expected)} with micro batch 1{checkpointing}, one GPU has {gib(memory)}"
-    weights = least.parts[0].expected
-    if weights > memory:
-        text += f" and the weights alone take {gib(weights)}"
-    options: list[str] = []
-    length = work.row_tokens
-    while length > 256:
-        length //= 2
-        if estimate(shape, replace(work, row_tokens=length), 1, twice).expected <= memory:
-            options.append(f"training.maxLength: {length * spec.training.max_length // longest_row(spec)}")
-            break
-    if spec.method.quantization.type not in ("NF4", "FP4"):
-        data = spec.model_dump(by_alias=True)
-        data["method"] |= {"type": "QLoRA", "quantization": {"type": "NF4"}}
-        if (
-            estimate(shape, replace(work, spec=FineTuneSpec.model_validate(data)), 1, checkpointing=True).expected
-            <= memory
-        ):
-            options.append("method.type: QLoRA")
-    options.append(f"a GPU with {ceil(least.high / GIB)} GiB or more")
-    # More GPUs share the batch, not the model.
-    sharding = "; every GPU holds the whole base model: sharding it over GPUs is not supported yet"
-    return f"{text}; what would fit: {', or '.join(options)}{sharding if _gpus(spec) > 1 else ''}"
-
-
-def _gpus(spec: FineTuneSpec) -> int:
-    """All GPUs of a run."""
-    return spec.resources.gpus * spec.resources.nodes
-
-
 def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointing: bool) -> Estimate:
-    """Bytes on one GPU, part by part, for one micro batch."""
+    """Bytes on one GPU, part by part, for one micro batch. A base model that is shared out is always checkpointed."""
     spec = work.spec
     trained = trainable_parameters(shape, spec)
     tokens = micro_batch * work.row_tokens
+    checkpointing = checkpointing or work.shards > 1
     parts: tuple[Part, ...] = (
         _weights(shape, work),
         _exact("adapter and gradients", 8 * trained, "float32 weights and gradients (PEFT's default)"),
@@ -177,6 +95,8 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
     if spec.objective.type in ("DPO", "KTO"):
         # Rafailov et al. 2023 hold a second model; with an adapter the frozen weights are that model (TRL does the same)
         parts = (*parts, _exact("reference model", 0, "the base with its adapter off, before the first step"))
+    if work.shards > 1:
+        parts = (*parts, _gathered(shape, spec))
     grown = sum(part.expected for part in parts[3:5])
     waste = Part(
         "allocator",
@@ -189,29 +109,49 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
 
 
 def _weights(shape: Architecture, work: Workload) -> Part:
-    quantization, total = work.spec.method.quantization, work.parameters or shape.parameters
-    linear = shape.linear_weights
-    other = max(0, total - linear)
-    full = 4 if work.spec.training.precision == "FP32" else 2
+    linear, full, source = _stored(work.spec)
+    total = work.parameters or shape.parameters
+    blocks = linear * shape.linear_weights + _scales(shape, work.spec)
+    other = full * max(0, total - shape.linear_weights)
+    if work.shards == 1:
+        return _exact("weights", blocks + other, source)
+    embeddings = full * shape.vocabulary * shape.hidden * (2 if shape.head else 1)
+    shared = (blocks + embeddings) / work.shards
+    return _exact("weights", shared + other - embeddings, f"{source}; matrices shared out over {work.shards} GPUs")
+
+
+def _gathered(shape: Architecture, spec: FineTuneSpec) -> Part:
+    """A shared-out model's block, embedding or head is whole while it computes; the next one may come before the
+    allocator has given back the last one's memory."""
+    linear, full, _ = _stored(spec)
+    block = linear * shape.linear_weights / shape.layers
+    largest = max(block, full * shape.vocabulary * shape.hidden)
+    source = "the largest of block, embedding and head, whole while it computes (ZeRO stage 3, Rajbhandari et al. 2020)"
+    return Part("gathered block", largest, largest, largest + block, source)
+
+
+def _stored(spec: FineTuneSpec) -> tuple[float, int, str]:
+    """Bytes of a weight in a block's linear layer, of any other parameter, and where that comes from."""
+    quantization = spec.method.quantization
+    full = 4 if spec.training.precision == "FP32" else 2
     if quantization.type in ("NF4", "FP4"):
         # QLoRA (Dettmers et al. 2023), section 3: half a byte, and per 64 weights a constant of 8 bit with one of 32
         # bit per 256 of
         # those, or one of 32 bit when not double-quantized. Equal to what bitsandbytes allocates (notes: 69,019,392
         # measured).
         state = 1 / 64 + 4 / (64 * 256) if quantization.double_quant else 4 / 64
-        return _exact(
-            "weights",
-            linear * (0.5 + state) + other * full,
-            f"{quantization.type}: half a byte and a constant per 64 weights (Dettmers et al. 2023); the rest {8 * full} bit",
-        )
+        kind = f"{quantization.type}: half a byte and a constant per 64 weights (Dettmers et al. 2023)"
+        return 0.5 + state, full, f"{kind}; the rest {8 * full} bit"
     if quantization.type == "INT8":
-        scales = 4 * shape.layers * sum(layer.outputs for layer in shape.linears)
-        return _exact(
-            "weights",
-            linear + scales + other * full,
-            "LLM.int8(): a byte, and a float32 scale per row (Dettmers et al. 2022)",
-        )
-    return _exact("weights", total * full, f"{8 * full} bit per parameter")
+        return 1, full, "LLM.int8(): a byte, and a float32 scale per row (Dettmers et al. 2022)"
+    return full, full, f"{8 * full} bit per parameter"
+
+
+def _scales(shape: Architecture, spec: FineTuneSpec) -> float:
+    """Bytes of INT8's scales."""
+    if spec.method.quantization.type != "INT8":
+        return 0
+    return 4 * shape.layers * sum(layer.outputs for layer in shape.linears)
 
 
 def _optimizer(name: str, trained: int) -> Part:
@@ -287,49 +227,6 @@ def _working(shape: Architecture, spec: FineTuneSpec) -> Part:
 
 def _exact(name: str, size: float, source: str) -> Part:
     return Part(name, size, size, size, source)
-
-
-def _sizes(share: int) -> list[int]:
-    """Micro batches worth trying: those that split a GPU's share of the batch evenly."""
-    return [size for size in range(1, min(share, LARGEST) + 1) if share % size == 0]
-
-
-def _chosen(shape: Architecture, work: Workload, micro_batch: int, memory: float | None) -> Estimate:
-    """The estimate with or without checkpointing, as training.gradientCheckpointing says; Auto: only when it is "
-    "needed."""
-    asked = work.spec.training.gradient_checkpointing
-    without = estimate(shape, work, micro_batch, checkpointing=False)
-    if (
-        asked == "Disabled"
-        or not can_checkpoint(work.spec)
-        or (asked == "Auto" and without.high <= (memory if memory is not None else 16 * GIB))
-    ):
-        return without
-    return estimate(shape, work, micro_batch, checkpointing=True)
-
-
-def _status(chosen: Estimate, verdict: str, largest: int | None, message: str) -> EstimateStatus:
-    band = GPUMemoryEstimate(low=gib(chosen.low), expected=gib(chosen.expected), high=gib(chosen.high))
-    return EstimateStatus.model_validate(
-        {
-            "gpuMemory": band,
-            "verdict": verdict,
-            "largestMicroBatch": largest,
-            "gradientCheckpointing": chosen.checkpointing,
-            "message": message,
-        }
-    )
-
-
-def _fits(chosen: Estimate, largest: int, memory: float) -> EstimateStatus:
-    """The verdict with what it holds for, and how close it is."""
-    how = f"with micro batch {chosen.micro_batch} and {'' if chosen.checkpointing else 'no '}gradient checkpointing"
-    text = f"{how}: about {gib(chosen.expected)}, at most {gib(chosen.high)}, of {gib(memory)}"
-    if chosen.high > memory:
-        text += "; it may run out of memory, and would then go on with a smaller micro batch"
-    elif largest > chosen.micro_batch:
-        text += f"; up to micro batch {largest} would fit"
-    return _status(chosen, "Fits", largest, text)
 
 
 def gib(size: float) -> str:

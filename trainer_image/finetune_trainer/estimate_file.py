@@ -10,10 +10,11 @@ from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer import hub
 from finetune_trainer.architecture import Architecture, architecture, read_config
 from finetune_trainer.combinations import refusals
-from finetune_trainer.estimate import GIB, Estimate, Workload, estimate, gib, longest_row, verdict
+from finetune_trainer.estimate import GIB, Estimate, Workload, estimate, gib, longest_row
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.finetunefile import BadFile, read_finetune
 from finetune_trainer.suitability import refuse_unsuitable
+from finetune_trainer.verdict import verdict
 
 WORDS = {"Fits": "fits ", "DoesNotFit": "does not fit: ", "Unknown": "unknown whether it fits: "}
 
@@ -50,8 +51,8 @@ def _print(spec: FineTuneSpec, model: Path) -> int:
     if refused := list(refusals(spec)):
         raise BadFile("\n".join(refused))
     refuse_unsuitable(shape, spec, config)
-    work = Workload(spec, longest_row(spec))
-    found = verdict(shape, work)
+    found = verdict(shape, Workload(spec, longest_row(spec)))
+    work = Workload(spec, longest_row(spec), shards=found.shards or 1)
     asked = spec.training.micro_batch_size
     size = int(asked) if asked != "auto" and found.verdict != "DoesNotFit" else found.largest_micro_batch or 1
     print(table(shape, estimate(shape, work, size, bool(found.gradient_checkpointing))))

@@ -12,12 +12,12 @@ from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import EvaluationStatus
 from finetune_trainer import attention
 from finetune_trainer.data import Row, Rows
-from finetune_trainer.distributed import World, summed
+from finetune_trainer.distributed import World, accompanied, summed
 from finetune_trainer.gates import judge
 from finetune_trainer.initialization import Tensors, as_base
 from finetune_trainer.inputs import CHAT_TEMPLATE
 from finetune_trainer.objectives import Objective, batch_totals
-from finetune_trainer.schedule import micro_batches, rows_of_rank
+from finetune_trainer.schedule import passes_of_rank
 from finetune_trainer.store import Store
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ def evaluate(
     """The objective's metrics over all rows: token-weighted for SFT, so that the packing of rows does not matter."""
     was_training = model.training
     model.eval()
-    mine = micro_batches(rows_of_rank(list(range(len(rows))), world.rank, world.size), micro_batch)
+    mine, most = passes_of_rank(list(range(len(rows))), world.rank, world.size, micro_batch)
 
-    def chunks() -> Iterator[list[Row]]:
-        return ([rows[index] for index in chunk] for chunk in mine if chunk)
+    def chunks(go: Callable[[list[Row]], object]) -> Iterator[list[Row]]:
+        return ([rows[index] for index in chunk] for chunk in accompanied(mine, most, lambda: go([rows[0]])))
 
-    totals = batch_totals(objective, model, chunks(), world, device)
+    totals = batch_totals(objective, model, chunks(lambda row: objective.total(model, row, device)), world, device)
     sums = dict.fromkeys(objective.sums, 0.0)
-    for chunk in chunks():
+    for chunk in chunks(lambda row: objective.measure(model, row, totals, device)):
         measured = objective.measure(model, chunk, totals, device)
         sums = {name: value + measured[name] for name, value in sums.items()}
     model.train(was_training)

@@ -208,7 +208,7 @@ def _resources(story: Story) -> str:
     spec, figures = story.run.spec, story.figures
     estimate = story.run.prepared.estimate if story.run.prepared else None
     memory = estimate.gpu_memory if estimate else None
-    gpus = spec.resources.gpus * spec.resources.nodes
+    gpus, shards = spec.resources.gpus * spec.resources.nodes, int(figures.get("shards") or 1)
     hours = gpus * float(figures.get("processSeconds") or 0) / 3600
     price = spec.budget.price_per_gpu_hour if spec.budget else None
     facts = _facts(
@@ -216,6 +216,7 @@ def _resources(story: Story) -> str:
             ("estimated memory of a GPU", f"{memory.expected} ({memory.low} to {memory.high})" if memory else None),
             ("measured peak of a GPU", _bytes(figures.get("gpuBytes"))),
             ("measured peak of the host", _bytes(figures.get("hostBytes"))),
+            ("base model", f"shared out over {shards} processes" if shards > 1 else None),
             ("GPUs", gpus or "none: trained on the CPU"),
             ("time from start to first step", _seconds(figures.get("secondsToFirstStep"))),
             ("time in training", _seconds(figures.get("trainSeconds"))),

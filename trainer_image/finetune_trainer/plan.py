@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,11 +10,12 @@ import torch
 from finetune_trainer.architecture import Architecture, architecture, read_config
 from finetune_trainer.combinations import can_checkpoint
 from finetune_trainer.data import Rows
-from finetune_trainer.distributed import World
-from finetune_trainer.estimate import Workload, estimate, longest_row, what_would_fit
+from finetune_trainer.distributed import World, as_leader_says
+from finetune_trainer.estimate import Workload, estimate, longest_row
 from finetune_trainer.failures import DOES_NOT_FIT, UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.runspec import RunSpec
 from finetune_trainer.schedule import total_steps
+from finetune_trainer.verdict import placed, what_would_fit
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Plan:
     """`batch_size` rows make a step, on all processes together; each computes at most `micro_batch` of them at once.
 
     With packing a row holds several samples, so the batch counts packed rows. `checkpointing`: whether activations must
-    be computed twice for that micro batch to fit.
+    be computed twice for that micro batch to fit. `shards`: processes that share the base model, 1: each holds it whole.
     """
 
     steps: int
@@ -36,6 +37,7 @@ class Plan:
     micro_batch: int
     rows: int
     checkpointing: bool = False
+    shards: int = 1
 
     def epoch(self, step: int) -> float:
         """Passes over the rows that `step` steps make."""
@@ -54,13 +56,15 @@ def make_plan(run: RunSpec, model: Path, rows: Rows, world: World, device: torch
     share = training.batch_size // world.size
     shape = architecture(read_config(model))
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
-    micro_batch, checkpointing = choose_micro_batch(run, shape, share, memory)
+    shards = as_leader_says(world, choose_shards(run, shape, memory), device)
+    micro_batch, checkpointing = choose_micro_batch(run, shape, share, memory, shards)
     plan = Plan(
         steps=total_steps(len(rows), training.batch_size, training.epochs, training.max_steps),
         batch_size=training.batch_size,
         micro_batch=min(share, micro_batch),
         rows=len(rows),
         checkpointing=checkpointing,
+        shards=shards,
     )
     log.info(
         "plan: %d steps of %d rows: %d processes, %d accumulation steps of at most %d rows; %d rows in all",
@@ -69,7 +73,21 @@ def make_plan(run: RunSpec, model: Path, rows: Rows, world: World, device: torch
     return plan
 
 
-def choose_micro_batch(run: RunSpec, shape: Architecture | None, share: int, memory: int | None) -> tuple[int, bool]:
+def choose_shards(run: RunSpec, shape: Architecture | None, memory: int | None) -> int:
+    """How many processes share the base model: as prepare's verdict says where it knew the GPU's memory, else by what
+    the GPU has (bytes; None on a CPU).
+    """
+    told = run.prepared.estimate if run.prepared else None
+    if told is not None and told.verdict == "Fits":
+        return told.shards or 1
+    if shape is None or memory is None:
+        return 1
+    return placed(shape, Workload(run.spec, longest_row(run.spec)), memory).shards
+
+
+def choose_micro_batch(
+    run: RunSpec, shape: Architecture | None, share: int, memory: int | None, shards: int = 1
+) -> tuple[int, bool]:
     """(rows at once, whether activations must be computed twice).
 
     What the operator says after running out of memory, else what the user says, else the largest that the GPU's memory
@@ -84,8 +102,8 @@ def choose_micro_batch(run: RunSpec, shape: Architecture | None, share: int, mem
         return (comfortable if asked == "auto" else int(asked)), False
     if shape is None:
         return (1 if asked == "auto" else int(asked)), True
-    work = Workload(run.spec, row_tokens)
-    if estimate(shape, Workload(run.spec, row_tokens=1), 1, checkpointing=True).low > memory:
+    work = Workload(run.spec, row_tokens, shards=shards)
+    if estimate(shape, replace(work, row_tokens=1), 1, checkpointing=True).low > memory:
         raise RunFailure(DOES_NOT_FIT, what_would_fit(shape, work, memory))
 
     def fits(rows: int, checkpointing: bool) -> bool:

@@ -20,7 +20,6 @@ from finetune_trainer import basemodel, sources
 from finetune_trainer.build import Built, build_dataset
 from finetune_trainer.check import check_rows
 from finetune_trainer.combinations import refusals
-from finetune_trainer.estimate import estimate_run
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.interruption import Sigterm
 from finetune_trainer.outcome import finished_result
@@ -29,6 +28,7 @@ from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, run
 from finetune_trainer.schedule import total_steps
 from finetune_trainer.store import Store
 from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.verdict import estimate_run
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")

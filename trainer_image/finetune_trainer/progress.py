@@ -83,6 +83,7 @@ class Progress:
             "steps": self.fit.state.step - self._start_step,
             "processSeconds": round(process_age(), 1),
             "microBatch": self.fit.plan.micro_batch,
+            "shards": self.fit.plan.shards,
         }
 
     def result(

@@ -1,6 +1,7 @@
 """The frozen base model: loaded once, quantized on the way in, on the device where it stays."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.combinations import quantization_type
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.precision import DTYPES, Precision
+from finetune_trainer.shards import Shards
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -39,8 +41,10 @@ def quantization_config(spec: FineTuneSpec, precision: Precision) -> "BitsAndByt
     )
 
 
-def load_base_model(folder: Path, spec: FineTuneSpec, precision: Precision, device: torch.device) -> "PreTrainedModel":
-    """The base model in `folder`, frozen, in the run's precision, quantized as asked.
+def load_base_model(
+    folder: Path, spec: FineTuneSpec, precision: Precision, device: torch.device, shards: Shards | None = None
+) -> "PreTrainedModel":
+    """The base model in `folder`, frozen, in the run's precision, quantized as asked; whole, or this process's part.
 
     Embeddings, norms and head stay in the compute dtype: norms compute in float32 anyway, and a float32 head (what
     prepare_model_for_kbit_training makes of it) costs gigabytes with a large vocabulary.
@@ -58,19 +62,22 @@ def load_base_model(folder: Path, spec: FineTuneSpec, precision: Precision, devi
         let_falcon_be_quantized()
     if device.type == "cuda":
         arguments["device_map"] = {"": device.index or 0}
-    model: PreTrainedModel = getattr(transformers, kind).from_pretrained(
-        str(folder),
-        dtype=getattr(torch, precision.compute),
-        trust_remote_code=spec.base_model.trust_remote_code,
-        local_files_only=True,
-        **arguments,
-    )
+    with shards.loading() if shards else nullcontext():
+        model: PreTrainedModel = getattr(transformers, kind).from_pretrained(
+            str(folder),
+            dtype=getattr(torch, precision.compute),
+            trust_remote_code=spec.base_model.trust_remote_code,
+            local_files_only=True,
+            **arguments,
+        )
     if config is not None:
         refuse_unquantized(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     if config is not None and config.load_in_4bit and device.type == "cpu":
         keep_packing_out(model)
+    if shards:
+        shards.attach(model)
     return model
 
 

@@ -10,11 +10,11 @@ import torch
 
 from finetune_trainer.checkpoint import Snapshot
 from finetune_trainer.data import Rows, batch_rows
-from finetune_trainer.distributed import World, sum_tensor
+from finetune_trainer.distributed import World, accompanied, sum_tensor
 from finetune_trainer.initialization import Tensors, as_base
 from finetune_trainer.objectives import Objective, Referring
 from finetune_trainer.plan import Plan
-from finetune_trainer.schedule import micro_batches, rows_of_rank
+from finetune_trainer.schedule import passes_of_rank
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,13 +61,14 @@ def _computed(
     """[rows, 2]; what is not used is not a number, so that a wrong use of it does not pass unseen."""
     found = torch.zeros(len(rows), 2, device=device)
     started = logged = time.monotonic()
-    mine = rows_of_rank(used, world.rank, world.size)
-    for done, chunk in enumerate(micro_batches(mine, micro_batch)):
-        if chunk:
-            found[chunk] = objective.logprobs(model, [rows[index] for index in chunk], device)
+    mine, most = passes_of_rank(used, world.rank, world.size, micro_batch)
+    for done, chunk in enumerate(
+        accompanied(mine, most, lambda: objective.logprobs(model, [rows[used[0]]], device)), start=1
+    ):
+        found[chunk] = objective.logprobs(model, [rows[index] for index in chunk], device)
         if time.monotonic() - logged > LOG_EVERY:
             logged = time.monotonic()
-            log.info("reference: %d of %d rows by the base model", done * micro_batch, len(mine))
+            log.info("reference: %d of %d rows by the base model", done * micro_batch, sum(map(len, mine)))
     sum_tensor(world, found)  # each process computed its own rows, the others are zero
     log.info("reference: %d rows by the base model in %.1f s", len(used), time.monotonic() - started)
     unused = torch.ones(len(rows), dtype=torch.bool, device=device)

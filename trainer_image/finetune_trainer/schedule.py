@@ -59,3 +59,10 @@ def cut(rows: list[int], count: int) -> list[list[int]]:
     short, longer = divmod(len(rows), count)
     edges = [part * short + min(part, longer) for part in range(count + 1)]
     return [rows[a:b] for a, b in pairwise(edges)]
+
+
+def passes_of_rank(rows: list[int], rank: int, world_size: int, micro_batch: int) -> tuple[list[list[int]], int]:
+    """The micro batches of some rows that one process computes, and the most that any process has."""
+    mine = micro_batches(rows_of_rank(rows, rank, world_size), micro_batch)
+    most = micro_batches(rows_of_rank(rows, 0, world_size), micro_batch)
+    return [chunk for chunk in mine if chunk], len([chunk for chunk in most if chunk])

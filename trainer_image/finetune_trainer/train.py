@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from finetune_trainer.failures import CUDA_OUT_OF_MEMORY, RunFailure
@@ -95,6 +95,7 @@ def attempt(
     from finetune_trainer.progress import Progress, peak_memory
     from finetune_trainer.quantization import load_base_model
     from finetune_trainer.reference import rows_used, set_references
+    from finetune_trainer.shards import Shards
 
     startup.import_libraries()
     log.info("start: imports took %.1f s", time.monotonic() - started)
@@ -122,10 +123,12 @@ def attempt(
                 else None
             )
         plan = make_plan(run, inputs.model(), rows, world, device)
-        base = load_base_model(inputs.model(), spec, precision, device)
+        shards = Shards(world, device) if plan.shards > 1 else None
+        base = load_base_model(inputs.model(), spec, precision, device, shards)
         layout = choose_layout(base, spec)
         objective = make_objective(spec, layout, device, precision)
-        use_gradient_checkpointing(base, spec, plan.checkpointing)
+        if not shards:  # whose blocks are computed twice anyhow
+            use_gradient_checkpointing(base, spec, plan.checkpointing)
 
         first = batches(rows, plan.micro_batch, layout, device)
         model, initial = initialize(base, spec, plan.steps, inputs.model(), first, snapshot)
@@ -159,8 +162,12 @@ def attempt(
 
         evaluation = story.evaluation = compare(model, initial, measure, spec.evaluation.gates, objective.base)
         if not world.leads:
+            if shards:
+                shards.follow()
             return None
-        story.answers = write_answers(store, samples_key(run), model, initial, spec, inputs.model(), inputs.dataset())
+        with shards.led() if shards else nullcontext():
+            place = inputs.model(), inputs.dataset()
+            story.answers = write_answers(store, samples_key(run), model, initial, spec, *place)
         config = adapter.write_adapter(model, run, work / "adapter", initial)
         copy_tokenizer(inputs.model(), inputs.dataset(), work / "adapter")
         count = sum(parameter.numel() for parameter in fit.parameters.values())

@@ -129,6 +129,9 @@ class EstimateStatus(Status):
     gradient_checkpointing: bool | None = Field(
         default=None, description="Whether activations are to be computed twice so that it fits."
     )
+    shards: int | None = Field(
+        default=None, ge=2, description="GPUs that share the base model, where one has no room for it whole."
+    )
     message: Text = Field(default="", description="What would make it fit, where it does not.")
 
 

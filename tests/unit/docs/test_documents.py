@@ -20,9 +20,10 @@ from finetune_operator.reasons import FAILURES
 from finetune_trainer import apirules, formats
 from finetune_trainer.architecture import architecture, read_config
 from finetune_trainer.digest import hash_tree, tree_digest
-from finetune_trainer.estimate import Workload, verdict
+from finetune_trainer.estimate import Workload
 from finetune_trainer.finetunefile import read_finetune
 from finetune_trainer.trainable import trainable_parameters
+from finetune_trainer.verdict import verdict
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "charts" / "finetune-operator" / "README.md"])

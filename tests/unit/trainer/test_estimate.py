@@ -6,7 +6,8 @@ import pytest
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.architecture import Architecture, architecture
-from finetune_trainer.estimate import GIB, Workload, estimate, quantity, verdict
+from finetune_trainer.estimate import GIB, Workload, estimate, quantity
+from finetune_trainer.verdict import verdict
 
 from .tiny import finetune_spec
 
@@ -99,56 +100,6 @@ def test_published_figures_lie_in_the_band(model: str, method: str, published: f
 )
 def test_published_figures_below_the_weights_themselves_are_not_believed(model: str, published: float) -> None:
     assert band(model, "QLoRA")[0] > published
-
-
-def test_a_70b_model_does_not_fit_a_24_gb_gpu_whatever_people_say() -> None:
-    asked = spec(resources={"gpuMemory": "24Gi"}, training={"maxLength": 512})
-    found = verdict(shape("Llama-3.1-70B"), Workload(asked, 512))
-    assert (found.verdict, found.largest_micro_batch) == ("DoesNotFit", 0)
-    assert "one GPU has 24.0Gi" in found.message
-    assert "a GPU with 4" in found.message
-
-
-def test_a_verdict_names_the_largest_micro_batch() -> None:
-    sizes = []
-    for memory in ("10Gi", "16Gi", "24Gi", "80Gi"):
-        found = verdict(shape("Llama-3.1-8B"), Workload(spec(resources={"gpuMemory": memory}), 1024))
-        assert found.verdict == "Fits", memory
-        sizes.append(found.largest_micro_batch or 0)
-    assert sizes == sorted(sizes)
-    assert sizes[0] >= 1
-    assert sizes[-1] == 16  # never more than the batch
-
-
-def test_what_would_fit_is_said() -> None:
-    found = verdict(shape("Llama-3.1-8B"), Workload(spec("LoRA", resources={"gpuMemory": "12Gi"}), 1024))
-    assert found.verdict == "DoesNotFit"
-    assert "method.type: QLoRA" in found.message
-    long = verdict(shape("Llama-3.1-8B"), Workload(spec(resources={"gpuMemory": "10Gi"}), 32768))
-    assert "training.maxLength: " in long.message
-
-
-def test_more_gpus_do_not_make_a_model_fit_and_the_verdict_says_so() -> None:
-    several = {"gpus": 8, "nodes": 2, "gpuMemory": "24Gi"}
-    found = verdict(shape("Llama-3.1-70B"), Workload(spec(resources=several), 1024))
-    assert found.verdict == "DoesNotFit"
-    assert "sharding it over GPUs is not supported yet" in found.message
-    fits = verdict(shape("Llama-3.1-8B"), Workload(spec(resources=several), 1024))
-    assert (fits.verdict, fits.largest_micro_batch) == ("Fits", 1)  # 16 rows, one for each GPU
-
-
-def test_without_gpu_memory_the_verdict_is_unknown_and_says_what_to_set() -> None:
-    found = verdict(shape("Llama-3.1-8B"), Workload(spec(), 1024))
-    assert found.verdict == "Unknown"
-    assert found.message == "set resources.gpuMemory to be told whether this fits"
-    assert found.gpu_memory
-
-
-def test_checkpointing_is_chosen_only_when_it_is_needed() -> None:
-    roomy = verdict(shape("notes-100M"), Workload(spec(resources={"gpuMemory": "24Gi"}), 1024))
-    tight = verdict(shape("Llama-3.1-8B"), Workload(spec(resources={"gpuMemory": "12Gi"}), 1024))
-    assert roomy.gradient_checkpointing is False
-    assert tight.gradient_checkpointing is True
 
 
 def test_a_pair_is_two_texts_and_the_reference_costs_nothing() -> None:

@@ -1,0 +1,85 @@
+"""The train stage as two processes that share the base model, because prepare's verdict says so."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.architecture import architecture, read_config
+from finetune_trainer.estimate import Workload, estimate
+from finetune_trainer.verdict import estimate_run
+
+from .test_train import RUN, Bench
+from .test_train_two import TOLERANCE, result, two
+from .tiny import finetune_spec, make_llama, make_rows, write_dataset
+
+pytestmark = pytest.mark.timeout(300)
+
+ROW_TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks enough that half of them take less than all, with one of them gathered."""
+    return make_llama(tmp_path_factory.mktemp("llama"), layers=6)
+
+
+@pytest.fixture
+def bench(endpoint: str, model: Path, tmp_path: Path) -> Bench:
+    dataset = write_dataset(tmp_path / "data", make_rows(24), make_rows(7, seed=1))
+    return Bench(endpoint, model, dataset, tmp_path / "work", evaluation=7)
+
+
+def too_large(spec: Any, model: Path) -> Any:
+    """The same FineTune on two GPUs, each with room for half of the model but not for all of it."""
+    shape = architecture(read_config(model))
+    assert shape
+    whole, half = (
+        estimate(shape, Workload(spec, ROW_TOKENS, shards=shards), 1, checkpointing=True).expected for shards in (1, 2)
+    )
+    assert half < whole
+    resources = {"gpus": 1, "nodes": 2, "gpuMemory": str(int(whole + half) // 2)}
+    return type(spec).model_validate({**spec.model_dump(by_alias=True, exclude_none=True), "resources": resources})
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_a_model_that_does_not_fit_is_trained_in_two_parts_with_the_same_losses(
+    bench: Bench, model: Path, method: str, tmp_path: Path
+) -> None:
+    spec = finetune_spec(
+        method={"type": method},
+        training={"batchSize": 8, "maxSteps": 4, "neftuneAlpha": 5, "earlyStopping": {"patience": 3}},
+        checkpoint={"every": 2, "keep": 9},
+        evaluation={"samples": ["alpha beta"]},
+    )
+    one = bench.train(spec, micro_batch=2)
+    losses_of_one = bench.losses()
+    bench.store.delete(RUN)
+    with two(bench, spec, tmp_path / "two", micro_batch=2) as pods:
+        whole = result(pods)
+    losses = bench.losses()
+    assert losses == pytest.approx(losses_of_one, abs=TOLERANCE)
+    bench.store.delete(RUN)
+
+    shared = too_large(spec, model)
+    verdict = estimate_run(model, shared, 0, ROW_TOKENS)
+    assert (verdict.verdict, verdict.shards) == ("Fits", 2)
+    assert "the base model shared out over 2 GPUs" in verdict.message
+    bench.prepared = bench.prepared.model_copy(update={"estimate": verdict})
+    with two(bench, shared, tmp_path / "shared", micro_batch=2, pretend_gpu=True) as pods:
+        halves = result(pods)
+        assert "base model: shared out over 2 processes" in pods.log(0).read_text()
+        assert "base model: shared out over 2 processes" in pods.log(1).read_text()
+    assert bench.losses() == losses
+    assert halves["evaluation"] == whole["evaluation"]
+    assert halves["evaluation"]["base"] == pytest.approx(one.evaluation.base, abs=TOLERANCE)
+    assert bench.steps() == [2, 4]
+    assert "shared out over 2 processes" in bench.store.get_bytes(f"{RUN}/report.html").decode()
+
+    bench.store.delete(f"{RUN}/result.json")
+    bench.store.delete(f"{RUN}/checkpoints/step-4")
+    with two(bench, shared, tmp_path / "again", one_node=True, micro_batch=2, pretend_gpu=True) as pods:
+        resumed = result(pods)
+    assert resumed["resumedFromStep"] == 2
+    assert bench.losses() == losses
+    assert resumed["adapter"]["digest"] == halves["adapter"]["digest"]

@@ -1,0 +1,124 @@
+"""Verdicts: what fits, how the base model lies on the GPUs, and what would fit."""
+
+from typing import Any
+
+import pytest
+
+from finetune_trainer.combinations import SHARING_RULES
+from finetune_trainer.estimate import GIB, Workload, estimate
+from finetune_trainer.verdict import placed, verdict
+
+from .test_estimate import ATTENTION, shape, spec
+
+
+def test_a_70b_model_does_not_fit_a_24_gb_gpu_whatever_people_say() -> None:
+    asked = spec(resources={"gpuMemory": "24Gi"}, training={"maxLength": 512})
+    found = verdict(shape("Llama-3.1-70B"), Workload(asked, 512))
+    assert (found.verdict, found.largest_micro_batch) == ("DoesNotFit", 0)
+    assert "one GPU has 24.0Gi" in found.message
+    assert "a GPU with 4" in found.message
+
+
+def test_a_verdict_names_the_largest_micro_batch() -> None:
+    sizes = []
+    for memory in ("10Gi", "16Gi", "24Gi", "80Gi"):
+        found = verdict(shape("Llama-3.1-8B"), Workload(spec(resources={"gpuMemory": memory}), 1024))
+        assert found.verdict == "Fits", memory
+        sizes.append(found.largest_micro_batch or 0)
+    assert sizes == sorted(sizes)
+    assert sizes[0] >= 1
+    assert sizes[-1] == 16  # never more than the batch
+
+
+def test_what_would_fit_is_said() -> None:
+    found = verdict(shape("Llama-3.1-8B"), Workload(spec("LoRA", resources={"gpuMemory": "12Gi"}), 1024))
+    assert found.verdict == "DoesNotFit"
+    assert "method.type: QLoRA" in found.message
+    long = verdict(shape("Llama-3.1-8B"), Workload(spec(resources={"gpuMemory": "10Gi"}), 32768))
+    assert "training.maxLength: " in long.message
+
+
+def test_without_gpu_memory_the_verdict_is_unknown_and_says_what_to_set() -> None:
+    found = verdict(shape("Llama-3.1-8B"), Workload(spec(), 1024))
+    assert found.verdict == "Unknown"
+    assert found.message == "set resources.gpuMemory to be told whether this fits"
+    assert found.gpu_memory
+
+
+def test_checkpointing_is_chosen_only_when_it_is_needed() -> None:
+    roomy = verdict(shape("notes-100M"), Workload(spec(resources={"gpuMemory": "24Gi"}), 1024))
+    tight = verdict(shape("Llama-3.1-8B"), Workload(spec(resources={"gpuMemory": "12Gi"}), 1024))
+    assert roomy.gradient_checkpointing is False
+    assert tight.gradient_checkpointing is True
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "gpus", "memory", "shards", "largest"),
+    [
+        # Published: "70B on two GPUs of 24 GB" (bitsandbytes' guide to FSDP-QLoRA). So it is, with nothing to spare.
+        ("Llama-3.1-70B", "QLoRA", 2, "24Gi", 2, 1),
+        ("Llama-3.1-70B", "QLoRA", 4, "24Gi", 4, 4),
+        ("Llama-3.1-70B", "QLoRA", 2, "48Gi", None, 4),
+        ("Llama-3.1-70B", "LoRA", 2, "80Gi", 2, 4),
+        ("Llama-3.1-70B", "LoRA", 4, "48Gi", 4, 4),
+        ("Llama-3.1-8B", "LoRA", 2, "12Gi", 2, 1),
+        ("Llama-3.1-8B", "LoRA", 2, "24Gi", None, 8),
+        ("Llama-3.1-8B", "QLoRA", 16, "24Gi", None, 1),
+    ],
+)
+def test_gpus_share_a_base_model_only_when_one_of_them_has_no_room_for_it(
+    model: str, method: str, gpus: int, memory: str, shards: int | None, largest: int
+) -> None:
+    asked = spec(method, 16, ATTENTION, resources={"gpus": gpus, "gpuMemory": memory})
+    found = verdict(shape(model), Workload(asked, 512))
+    assert (found.verdict, found.shards, found.largest_micro_batch) == ("Fits", shards, largest)
+    assert ("shared out over" in found.message) == (shards is not None)
+    assert found.gradient_checkpointing or shards is None
+
+
+def test_a_model_that_does_not_fit_is_told_how_many_gpus_would_do() -> None:
+    for gpus, enough in ((1, 16), (2, 16), (16, None)):
+        asked = spec("LoRA", 16, ATTENTION, resources={"gpus": gpus, "gpuMemory": "24Gi"})
+        found = verdict(shape("Llama-3.1-70B"), Workload(asked, 512))
+        assert (found.verdict == "Fits") == (enough is None)
+        assert enough is None or f"{enough} GPUs that share the base model" in found.message
+
+
+def test_shards_are_a_part_of_the_weights_and_one_gathered_block() -> None:
+    asked = spec("QLoRA", 16, ATTENTION)
+    whole, half = (
+        {part.name: part.expected for part in estimate(shape("Llama-3.1-70B"), work, 1, True).parts}
+        for work in (Workload(asked, 512), Workload(asked, 512, shards=2))
+    )
+    head = 128256 * 8192 * 2  # larger than a block in NF4
+    assert half.pop("gathered block") == head
+    assert half.pop("weights") == pytest.approx(whole.pop("weights") / 2, rel=1e-3)
+    assert half == whole
+
+
+REFUSED: list[dict[str, Any]] = [
+    {"method": {"type": "LoRA", "lora": {"initialization": "PiSSA"}}},
+    {"method": {"type": "LoRA", "lora": {"initialization": "EVA"}}},
+    {"method": {"type": "LoRA", "lora": {"useDora": True}}},
+    {"method": {"type": "LoRA", "lora": {"modulesToSave": ["lm_head"]}}},
+    {"method": {"type": "PrefixTuning"}},
+    {"training": {"gradientCheckpointing": "Disabled"}},
+]
+
+
+@pytest.mark.parametrize("parts", REFUSED)
+def test_what_reads_base_weights_beside_the_blocks_is_never_shared_out(parts: dict[str, Any]) -> None:
+    from .tiny import finetune_spec
+
+    base = {"resources": {"gpus": 2, "gpuMemory": "12Gi"}, "training": {"precision": "BF16", "batchSize": 8}}
+    asked = finetune_spec(**{**base, **parts, "training": base["training"] | parts.get("training", {})})
+    work = Workload(asked, 512)
+    assert placed(shape("Llama-3.1-8B"), work, 12 * GIB).shards == 1
+    found = verdict(shape("Llama-3.1-8B"), work)
+    assert found.verdict == "DoesNotFit"
+    assert "the GPUs cannot share the base model: " in found.message
+
+
+def test_every_sharing_rule_names_a_field_and_a_way_out() -> None:
+    for rule in SHARING_RULES:
+        assert rule.message.startswith(("method.", "training.")) and "; use " in rule.message
