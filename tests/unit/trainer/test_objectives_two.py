@@ -18,12 +18,13 @@ HERE = "tests.unit.trainer.test_objectives_two"
 
 # Eight of six rows a step, two at once: four micro batches, and every step takes rows of the next epoch.
 TRAINING = {"batchSize": 8, "learningRate": 0.02, "precision": "FP32", "neftuneAlpha": 5}
+DROPOUT = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8}}  # 0.05 by default
 
 
-def setup(kind: str, model: str, folder: Path, rank: int, size: int, **training: Any) -> Setup:
+def setup(kind: str, model: str, folder: Path, rank: int, size: int, method: Any = DROPOUT, **training: Any) -> Setup:
     from finetune_trainer.distributed import World
 
-    spec = finetune_spec(objective={"type": kind}, training=TRAINING | training, checkpoint={"every": 1})
+    spec = finetune_spec(objective={"type": kind}, method=method, training=TRAINING | training, checkpoint={"every": 1})
     return Setup(folder, Path(model), spec, micro_batch=2, world=World(rank, size))
 
 
@@ -33,6 +34,12 @@ def trained(kind: str, model: str, folder: Path, rank: int = 0, size: int = 1) -
     losses = run.run(4)
     norms = [line["gradNorm"] for line in run.fit.state.metrics]
     return {"losses": losses, "norms": norms, "measured": run.measure(run.held_out)}
+
+
+def uneven(kind: str, model: str, folder: Path, rank: int = 0, size: int = 1) -> list[float]:
+    """Three rows a process as 2 and 1, where one process has 2, 2 and 2: the same losses, where nothing is random."""
+    still = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0}}
+    return setup(kind, model, folder, rank, size, method=still, batchSize=6, neftuneAlpha=None).run(3)
 
 
 def stopped(kind: str, model: str, folder: Path, rank: int = 0, size: int = 1) -> dict[str, Any]:
@@ -93,6 +100,13 @@ def test_two_processes_have_the_losses_of_one(kind: str, tmp_path: Path, tiny_ll
     assert first["measured"] == pytest.approx(one["measured"], abs=1e-3)
 
 
+def test_micro_batches_that_do_not_come_out_even_change_no_loss(tmp_path: Path, tiny_llama: Path) -> None:
+    with Pods(2, tmp_path / "pods", f"{HERE}:process", "uneven", "KTO", str(tiny_llama), str(tmp_path)) as pods:
+        one = uneven("KTO", str(tiny_llama), tmp_path / "one")
+        assert pods.wait() == [0, 0], pods.logs()
+    assert results(pods) == [pytest.approx(one, abs=1e-4)] * 2
+
+
 def test_two_processes_stop_early_at_the_same_step_with_the_same_best_weights(tmp_path: Path, tiny_llama: Path) -> None:
     with Pods(2, tmp_path / "pods", f"{HERE}:process", "stopped", "DPO", str(tiny_llama), str(tmp_path)) as pods:
         one = stopped("DPO", str(tiny_llama), tmp_path / "one")
@@ -112,4 +126,4 @@ def test_a_loss_that_is_not_finite_in_one_process_is_the_reason_of_both(tmp_path
     assert first[0] == "NonFiniteLoss" and "step 1" in first[1]
 
 
-BODIES = {"trained": trained, "stopped": stopped, "spoilt": spoilt}
+BODIES = {"trained": trained, "uneven": uneven, "stopped": stopped, "spoilt": spoilt}
