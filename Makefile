@@ -91,10 +91,11 @@ fmt: $(VENV) ## Format the code
 # Each lock starts from dev.txt, so that all have the same versions; UPGRADE=1 takes the newest ones.
 COMPILE := UV_PYTHON=$(PYTHON) $(UV) pip compile --quiet
 FOR_PYTHON := --python-version 3.11
+TRAINER := --overrides requirements/trainer.overrides
 lock: $(VENV) ## Resolve pyproject.toml into requirements/*.txt (UPGRADE=1: to the newest versions)
-	@$(COMPILE) $(if $(UPGRADE),--upgrade) --all-extras pyproject.toml -o requirements/dev.txt
-	@for image in operator trainer serving; do cp requirements/dev.txt requirements/$$image.txt; \
-	    $(COMPILE) --extra $$image pyproject.toml -o requirements/$$image.txt; done
+	@$(COMPILE) $(TRAINER) $(if $(UPGRADE),--upgrade) --all-extras pyproject.toml -o requirements/dev.txt
+	@for image in operator "trainer --extra tasks" serving; do cp requirements/dev.txt requirements/$${image%% *}.txt; \
+	    $(COMPILE) $(TRAINER) --extra $$image pyproject.toml -o requirements/$${image%% *}.txt; done
 	@$(COMPILE) $(FOR_PYTHON) -c requirements/trainer.txt requirements/torch.in -o requirements/torch.txt
 	@$(COMPILE) $(FOR_PYTHON) --overrides requirements/engine-cpu.overrides -c requirements/torch.txt \
 	    requirements/engine-cpu.in -o requirements/engine-cpu.txt
