@@ -33,6 +33,7 @@ FAILURES: dict[str, Failure] = {
     "DatasetNotFound": Failure(
         "never", f"correct dataset.train (or dataset.evaluation), or put the file there, {TRY_AGAIN}"
     ),
+    "InvalidTask": Failure("never", "correct evaluation.tasks as said above"),
     "BaseModelNotFound": Failure("never", f"correct baseModel, or put the model there, {TRY_AGAIN}"),
     "BaseModelGated": Failure(
         "never",

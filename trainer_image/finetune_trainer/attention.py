@@ -6,6 +6,7 @@ fast causal kernel of every device. On CUDA one variable-length flash kernel doe
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -26,6 +27,18 @@ def packed(batch: Batch) -> Iterator[None]:
         yield
     finally:
         _lengths = before
+
+
+@contextmanager
+def generating(network: Any) -> Iterator[None]:
+    """Within it the model attends to a cache, as generation does, not to packed samples."""
+    training_attention = network.config._attn_implementation
+    if training_attention == NAME:
+        network.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        network.set_attn_implementation(training_attention)
 
 
 def lengths_now() -> tuple[int, ...]:

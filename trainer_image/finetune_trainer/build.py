@@ -93,7 +93,7 @@ def build_dataset(
         duplicates=len(spool) - len(np.unique(spool.hashes)),
     )
     learned = int(spool.learned[train.indices].sum())
-    about = status.model_dump(by_alias=True, exclude={"digest", "uri"}) | {
+    about = status.model_dump(by_alias=True, exclude={"digest", "uri", "tasks"}) | {
         "learnedTokens": learned,
         "lengths": prepared.percentiles(lengths),
         "histogram": prepared.histogram(lengths),

@@ -110,7 +110,6 @@ def _local(arguments: argparse.Namespace) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing.startswith("finetune_"):
             raise
-        print(
-            f"{arguments.command} needs {missing} here: pip install 'finetune-operator[cli,trainer]'", file=sys.stderr
-        )
+        extras = "cli,trainer,tasks" if missing == "lm_eval" else "cli,trainer"
+        print(f"{arguments.command} needs {missing} here: pip install 'finetune-operator[{extras}]'", file=sys.stderr)
         return 1

@@ -4,12 +4,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, WORLD_SIZE_MISMATCH, RunFailure
 from finetune_trainer.launch import processes_per_node
 from finetune_trainer.runspec import RunSpec
+
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,15 @@ def sum_tensor(world: World, tensor: torch.Tensor) -> None:
     """Add up a tensor of the same shape in all processes, in place."""
     if world.size > 1:
         torch.distributed.all_reduce(tensor)
+
+
+def gathered(world: World, own: list[Thing]) -> list[Thing]:
+    """What all processes have, in the order of their ranks."""
+    if world.size == 1:
+        return own
+    lists: list[list[Thing]] = [[] for _ in range(world.size)]
+    torch.distributed.all_gather_object(lists, own)
+    return [thing for one in lists for thing in one]
 
 
 def wait_for_all(world: World, device: torch.device) -> None:

@@ -10,7 +10,7 @@ import torch
 from finetune_operator.api.evaluation import Gate
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import EvaluationStatus
-from finetune_trainer import attention
+from finetune_trainer.attention import generating
 from finetune_trainer.data import Row, Rows
 from finetune_trainer.distributed import World, accompanied, summed
 from finetune_trainer.gates import judge
@@ -19,6 +19,7 @@ from finetune_trainer.inputs import CHAT_TEMPLATE
 from finetune_trainer.objectives import Objective, batch_totals
 from finetune_trainer.schedule import passes_of_rank
 from finetune_trainer.store import Store
+from finetune_trainer.tasks.results import Measured
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -56,10 +57,11 @@ def compare(
     measure: Callable[[], dict[str, float]],
     gates: list[Gate],
     known: Mapping[str, float] | None = None,
+    tasks: Measured | None = None,
 ) -> EvaluationStatus:
     """Base and adapter on the same rows, and the gates' verdict; without held-out rows `measure` gives nothing.
 
-    `known`: the base model's metrics where they need not be measured (Objective.base).
+    `known`: the base model's metrics where they need not be measured (Objective.base). `tasks`: what they answered.
     """
     adapter = measure()
     if known is None:
@@ -70,7 +72,11 @@ def compare(
     for metric, value in adapter.items():
         compared = f", base model {base[metric]:.4f}" if metric in base else ""
         log.info("evaluation: %s %.4f%s", metric, value, compared)
-    return judge(gates, base, adapter)
+    kept = tasks.kept(gates) if tasks else []
+    base |= {one.metric: one.base for one in kept}
+    adapter |= {one.metric: one.adapter for one in kept}
+    judged = judge(gates, base, adapter, [one.metric for one in kept if one.lower])
+    return judged.model_copy(update={"tasks": tasks.digest if tasks else ""})
 
 
 def write_answers(
@@ -81,16 +87,10 @@ def write_answers(
     if not prompts:
         return []
     tokenizer = load_tokenizer(folder, dataset, spec.base_model.trust_remote_code)
-    network = model.get_base_model()
-    training_attention = network.config._attn_implementation
-    if training_attention == attention.NAME:
-        network.set_attn_implementation("sdpa")  # generation attends to a cache, not to packed samples
-    try:
+    with generating(model.get_base_model()):
         tuned = [answer(model, tokenizer, prompt) for prompt in prompts]
         with as_base(model, initial):
             plain = [answer(model, tokenizer, prompt) for prompt in prompts]
-    finally:
-        network.set_attn_implementation(training_attention)
     told = [{"prompt": p, "base": b, "adapter": a} for p, b, a in zip(prompts, plain, tuned, strict=True)]
     store.put_json(key, told)
     return told

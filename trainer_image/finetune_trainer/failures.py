@@ -8,6 +8,7 @@ import errno
 
 INVALID_DATASET = "InvalidDataset"
 DATASET_NOT_FOUND = "DatasetNotFound"
+INVALID_TASK = "InvalidTask"
 BASE_MODEL_NOT_FOUND = "BaseModelNotFound"
 BASE_MODEL_GATED = "BaseModelGated"
 HUB_UNAUTHORIZED = "HubUnauthorized"

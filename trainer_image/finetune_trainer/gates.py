@@ -1,7 +1,7 @@
 """Whether an adapter passes the bars of `evaluation.gates`: pure, so that prepare can judge a reused adapter again."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from finetune_operator.api.evaluation import Gate
 from finetune_operator.api.finetunestatus import EvaluationStatus, GateStatus
@@ -9,15 +9,27 @@ from finetune_operator.api.finetunestatus import EvaluationStatus, GateStatus
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
 
-def judge(gates: Iterable[Gate], base: Mapping[str, float], adapter: Mapping[str, float]) -> EvaluationStatus:
-    """The evaluation with each gate's verdict; passed when all are, also when there are none."""
-    verdicts = [judge_gate(gate, base.get(gate.metric), adapter.get(gate.metric)) for gate in gates]
+def judge(
+    gates: Iterable[Gate], base: Mapping[str, float], adapter: Mapping[str, float], lower: Sequence[str] = ()
+) -> EvaluationStatus:
+    """The evaluation with each gate's verdict; passed when all are, also when there are none.
+
+    `lower`: metrics of tasks of which less is better.
+    """
+    less = {*LOWER_IS_BETTER, *lower}
+    verdicts = [
+        judge_gate(gate, base.get(gate.metric), adapter.get(gate.metric), gate.metric in less) for gate in gates
+    ]
     return EvaluationStatus(
-        base=dict(base), adapter=dict(adapter), gates=verdicts, passed=all(verdict.passed for verdict in verdicts)
+        base=dict(base),
+        adapter=dict(adapter),
+        lower_is_better=list(lower),
+        gates=verdicts,
+        passed=all(verdict.passed for verdict in verdicts),
     )
 
 
-def judge_gate(gate: Gate, base: float | None, value: float | None) -> GateStatus:
+def judge_gate(gate: Gate, base: float | None, value: float | None, lower: bool) -> GateStatus:
     """One gate. A metric that was not measured, or is not a number, does not pass."""
     if value is None or not math.isfinite(value):
         measured = "was not measured" if value is None else f"is {value}"
@@ -31,16 +43,15 @@ def judge_gate(gate: Gate, base: float | None, value: float | None) -> GateStatu
     if gate.min is not None:
         checks.append((value >= gate.min, _compared(gate.metric, value, ">=", "<", gate.min, value >= gate.min)))
     if gate.better_than_base:
-        checks.append(_better_than_base(gate.metric, value, base))
+        checks.append(_better_than_base(gate.metric, value, base, lower))
     passed = all(good for good, _ in checks)
     message = "; ".join(text for good, text in checks if good == passed)
     return GateStatus(metric=gate.metric, passed=passed, value=value, base=base, message=message)
 
 
-def _better_than_base(metric: str, value: float, base: float | None) -> tuple[bool, str]:
+def _better_than_base(metric: str, value: float, base: float | None, lower: bool) -> tuple[bool, str]:
     if base is None or not math.isfinite(base):
         return False, f"{metric} of the base model was not measured"
-    lower = metric.rpartition("/")[2] in LOWER_IS_BETTER
     good = value < base if lower else value > base
     text = _compared(metric, value, "<" if lower else ">", ">=" if lower else "<=", base, good)
     return good, f"{text} of the base model"

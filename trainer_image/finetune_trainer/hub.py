@@ -10,9 +10,13 @@ from typing import Literal
 from finetune_trainer import failures
 from finetune_trainer.failures import RunFailure
 
-Kind = Literal["base model", "dataset"]
+Kind = Literal["base model", "dataset", "task"]
 
-_FIELD = {"base model": "baseModel.huggingFace", "dataset": "dataset.{role}.huggingFace"}
+_FIELD = {
+    "base model": "baseModel.huggingFace",
+    "dataset": "dataset.{role}.huggingFace",
+    "task": "evaluation.tasks: {role}",
+}
 
 
 def endpoint() -> str:
@@ -21,7 +25,10 @@ def endpoint() -> str:
 
 @contextmanager
 def explained(kind: Kind, repo: str, revision: str, token: str | None, role: str = "train") -> Iterator[None]:
-    """Turn what the hub's client raises into a RunFailure that names the field and the fix."""
+    """Turn what the hub's client raises into a RunFailure that names the field and the fix.
+
+    `role`: train or evaluation of a dataset, or the name of a task.
+    """
     try:
         yield
     except RunFailure:
@@ -42,6 +49,8 @@ def _failure(
     not_found = failures.BASE_MODEL_NOT_FOUND if kind == "base model" else failures.DATASET_NOT_FOUND
     chain = list(_causes(error))
     status = next((code for one in chain if (code := _status(one))), None)
+    if kind == "task":
+        return _of_task(where, repo, status, chain)
     if any(isinstance(one, errors.GatedRepoError) for one in chain):
         whose = "the token's account" if token else "an account with access, whose token is in tokenSecretRef"
         return RunFailure(
@@ -67,6 +76,26 @@ def _failure(
     if status is not None or any(_is_connection(one) for one in chain):
         last = str(chain[-1]).splitlines()[0] if str(chain[-1]) else type(chain[-1]).__name__
         return RunFailure(failures.DOWNLOAD_FAILED, f"{where}: {endpoint()} cannot be reached for {repo} ({last})")
+    return None
+
+
+def _of_task(where: str, repo: str, status: int | None, chain: list[BaseException]) -> RunFailure | None:
+    """A task's data has no field of its own, and no token."""
+    from huggingface_hub import errors
+
+    if status in (401, 403) or any(isinstance(one, errors.GatedRepoError) for one in chain):
+        return RunFailure(
+            failures.INVALID_TASK,
+            f"{where}: {endpoint()} does not let everybody read its data {repo}, and tasks have no token; choose "
+            "another task",
+        )
+    if status == 404 or any(isinstance(one, errors.RepositoryNotFoundError) for one in chain):
+        return RunFailure(failures.INVALID_TASK, f"{where}: its data {repo} is not on {endpoint()}; put a copy there")
+    if status is not None or any(_is_connection(one) for one in chain):
+        last = str(chain[-1]).splitlines()[0] if str(chain[-1]) else type(chain[-1]).__name__
+        return RunFailure(
+            failures.DOWNLOAD_FAILED, f"{where}: {endpoint()} cannot be reached for its data {repo} ({last})"
+        )
     return None
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_operator.api.finetunestatus import DatasetStatus
+from finetune_operator.api.finetunestatus import DatasetStatus, TaskDataStatus
 from finetune_trainer import basemodel
 from finetune_trainer.runspec import PrepareResult
 from finetune_trainer.store import Store
@@ -22,6 +22,7 @@ class Inputs:
 
     _model: Future[Path]
     _dataset: Future[Path]
+    _tasks: Future[Path]
 
     def model(self) -> Path:
         """The base model's folder, every file verified."""
@@ -31,12 +32,17 @@ class Inputs:
         """The prepared dataset's folder, every file verified."""
         return self._dataset.result()
 
+    def tasks(self) -> Path:
+        """The folder of what evaluation.tasks ask, every file verified."""
+        return self._tasks.result()
+
 
 def start_download(prepared: PrepareResult, store: Store, work: Path) -> Inputs:
-    pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="download")
+    pool, asked = ThreadPoolExecutor(max_workers=2, thread_name_prefix="download"), prepared.dataset.tasks
     inputs = Inputs(
         pool.submit(_timed, "base model", lambda: basemodel.download(store, prepared.base_model, work / "model")),
-        pool.submit(_timed, "dataset", lambda: _dataset(prepared.dataset, store, work / "dataset")),
+        pool.submit(_timed, "dataset", lambda: _fetched(prepared.dataset, store, work / "dataset")),
+        pool.submit(_timed, "tasks", lambda: _fetched(asked, store, work / "tasks")) if asked else Future(),
     )
     pool.shutdown(wait=False)
     return inputs
@@ -44,14 +50,15 @@ def start_download(prepared: PrepareResult, store: Store, work: Path) -> Inputs:
 
 def downloaded(prepared: PrepareResult, work: Path) -> Inputs:
     """What another process on this node downloads: to be used once it says that it has."""
-    model, dataset = Future[Path](), Future[Path]()
+    model, dataset, tasks = Future[Path](), Future[Path](), Future[Path]()
     model.set_result(basemodel.folder_of(prepared.base_model, work / "model"))
     dataset.set_result(work / "dataset")
-    return Inputs(model, dataset)
+    tasks.set_result(work / "tasks")
+    return Inputs(model, dataset, tasks)
 
 
-def _dataset(dataset: DatasetStatus, store: Store, folder: Path) -> Path:
-    store.at(dataset.uri).download_tree("", folder, dataset.digest)
+def _fetched(data: DatasetStatus | TaskDataStatus, store: Store, folder: Path) -> Path:
+    store.at(data.uri).download_tree("", folder, data.digest)
     return folder
 
 

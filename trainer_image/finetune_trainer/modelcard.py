@@ -136,10 +136,19 @@ def _metadata(run: RunSpec, library: str, relation: str) -> list[str]:
 
 
 def _evaluation(evaluation: EvaluationStatus) -> list[str]:
-    if not evaluation.adapter:
+    held_out = [name for name in evaluation.adapter if "/" not in name]
+    tasks = [name for name in evaluation.adapter if "/" in name]
+    return [
+        *_table("Evaluation on held-out rows", held_out, evaluation),
+        *_table("Tasks of the lm-evaluation-harness", tasks, evaluation),
+    ]
+
+
+def _table(title: str, metrics: list[str], evaluation: EvaluationStatus) -> list[str]:
+    if not metrics:
         return []
-    lines = ["", "## Evaluation on held-out rows", "", "| metric | base | adapter |", "|---|---|---|"]
-    for metric, value in evaluation.adapter.items():
+    lines = ["", f"## {title}", "", "| metric | base | adapter |", "|---|---|---|"]
+    for metric in metrics:
         base = evaluation.base.get(metric)
-        lines.append(f"| {metric} | {'-' if base is None else f'{base:.4f}'} | {value:.4f} |")
+        lines.append(f"| {metric} | {'-' if base is None else f'{base:.4f}'} | {evaluation.adapter[metric]:.4f} |")
     return lines

@@ -114,12 +114,16 @@ def batch_totals(
 
 def make_objective(spec: FineTuneSpec, layout: str, device: torch.device, precision: Precision) -> Objective:
     """The objective of `objective.type`, in a layout (data.LAYOUTS)."""
+    return OBJECTIVES[spec.objective.type](spec, layout, make_autocast(device, precision))
+
+
+def make_autocast(device: torch.device, precision: Precision) -> Autocast:
+    """Trained weights are float32 beside a base of half the size: autocast multiplies them in the base's format."""
 
     def autocast() -> AbstractContextManager[object]:
-        # Trained weights are float32 beside a base of half the size: autocast multiplies them in the base's format.
         return torch.autocast(device.type, getattr(torch, precision.compute)) if precision.autocast else nullcontext()
 
-    return OBJECTIVES[spec.objective.type](spec, layout, autocast)
+    return autocast
 
 
 OBJECTIVES: dict[str, type[SFT | DPO | KTO | ORPO | Reward]] = {

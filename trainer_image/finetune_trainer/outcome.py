@@ -1,6 +1,7 @@
 """What a run leaves under `runs/<run id>/`: run.json, report.html, and result.json once its adapter is whole."""
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from finetune_trainer.page import render
 from finetune_trainer.runspec import RunSpec, TrainResult
 from finetune_trainer.store import Store
 from finetune_trainer.story import Story
+from finetune_trainer.tasks.results import Measured
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,14 @@ def finished_result(store: Store, run: RunSpec) -> TrainResult | None:
     if store.verify_tree(f"adapters/{hex_of(result.adapter.digest)}") is None:
         log.warning("the adapter of an earlier attempt is not whole any more; training again")
         return None
-    if not _answered(store, run):
+    asked = run.prepared.dataset.tasks if run.prepared else None
+    if not _answered(store, run) or (asked and (result.evaluation is None or result.evaluation.tasks != asked.digest)):
         return None  # as with unmeasured gates: its last checkpoint is there, only the evaluation is done again
     gates, measured = run.spec.evaluation.gates, result.evaluation
     if measured is None or any(gate.metric not in measured.adapter for gate in gates):
         return None if gates else result  # its last checkpoint is there: only the evaluation is done again
-    evaluation = judge(gates, measured.base, measured.adapter)
+    evaluation = judge(gates, measured.base, measured.adapter, measured.lower_is_better)
+    evaluation = evaluation.model_copy(update={"tasks": measured.tasks})
     adapter = result.adapter.model_copy(update={"gate_passed": evaluation.passed})
     log.info("run %s is done already: adapter %s", result.adapter.run_id, result.adapter.digest)
     return result.model_copy(update={"evaluation": evaluation, "adapter": adapter})
@@ -56,6 +60,15 @@ def _answered(store: Store, run: RunSpec) -> bool:
     """Whether base and adapter have answered every prompt that is asked for now."""
     asked = set(run.spec.evaluation.samples)
     return not asked or asked <= {told["prompt"] for told in store.get_json(samples_key(run)) or []}
+
+
+def write_tasks(store: Store, run: RunSpec, measured: Measured | None) -> list[dict[str, Any]]:
+    """tasks.json: every metric of every task, with standard errors; status has room for some of them only."""
+    if measured is None:
+        return []
+    found = [asdict(one) for one in measured.comparisons]
+    store.put_json(f"{folder(run)}/tasks.json", {"digest": measured.digest, "metrics": found})
+    return found
 
 
 def write_run(store: Store, run: RunSpec, figures: dict[str, Any]) -> None:

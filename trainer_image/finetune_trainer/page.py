@@ -26,7 +26,7 @@ def render(story: Story) -> str:
     sections = (
         _headline(story),
         _section("Training", _curves(story)),
-        _section("Evaluation on held-out rows", _evaluation(story)),
+        _section("Evaluation", _evaluation(story)),
         _section("Answers", _answers(story)),
         _section("Data", _data(story)),
         _section("What was trained", _inputs(story)),
@@ -102,10 +102,12 @@ def _evaluation(story: Story) -> str:
     measured = story.evaluation
     if measured is None or not measured.adapter:
         return ""
-    metrics = _grid(
+    held_out = {name: value for name, value in measured.adapter.items() if "/" not in name}
+    metrics = "<h3>On held-out rows</h3>" + _grid(
         ("metric", "base model", "adapter"),
-        ([name, _decimal(measured.base.get(name)), _decimal(value)] for name, value in measured.adapter.items()),
+        ([name, _decimal(measured.base.get(name)), _decimal(value)] for name, value in held_out.items()),
     )
+    metrics = (metrics if held_out else "") + _tasks(story)
     if not measured.gates:
         return f"{metrics}<p>No gates were set.</p>"
     gates = "".join(
@@ -114,6 +116,27 @@ def _evaluation(story: Story) -> str:
         for gate in measured.gates
     )
     return f'{metrics}<h3>Gates</h3><ul class="gates">{gates}</ul>'
+
+
+def _tasks(story: Story) -> str:
+    if not story.tasks:
+        return ""
+    return "<h3>Tasks of the lm-evaluation-harness, with standard errors</h3>" + _grid(
+        ("task and metric", "questions", "base model", "adapter"),
+        (
+            [
+                one["metric"] + (" (less is better)" if one["lower"] else ""),
+                f"{one['questions']:,}",
+                _with_error(one["base"], one["base_error"]),
+                _with_error(one["adapter"], one["adapter_error"]),
+            ]
+            for one in story.tasks
+        ),
+    )
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return _decimal(value) + (f" ± {error:.2g}" if error is not None else "")
 
 
 def _answers(story: Story) -> str:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from finetune_operator.api.finetunestatus import DatasetStatus
+from finetune_operator.api.finetunestatus import DatasetStatus, TaskDataStatus
 from finetune_trainer import basemodel, sources
 from finetune_trainer.build import Built, build_dataset
 from finetune_trainer.check import check_rows
@@ -64,6 +64,7 @@ def prepare(spec: RunSpec, store: Store, work: Path, here: Here | None = None) -
         lambda: basemodel.resolve(spec.spec.base_model, store, work / "base-model", here=here.base_model)
     )
     dataset = spec.spec.dataset
+    tasks = _tasks(spec, store, work / "tasks")
     train = here.train or sources.fetch(dataset.train, "train", store, work / "train")
     evaluation = here.evaluation
     if evaluation is None and dataset.evaluation is not None and dataset.evaluation.fraction is None:
@@ -81,7 +82,7 @@ def prepare(spec: RunSpec, store: Store, work: Path, here: Here | None = None) -
 
         refuse_early(base.directory, read_config(base.directory), tokenizer, work)
     built = build_dataset(spec.spec, train, evaluation, tokenizer, base.directory, work)
-    status = _upload(built, store)
+    status = _upload(built, store).model_copy(update={"tasks": tasks})
 
     run = run_id(base.status.digest, status.digest, spec.spec, spec.trainer_image)
     training = spec.spec.training
@@ -98,6 +99,14 @@ def prepare(spec: RunSpec, store: Store, work: Path, here: Here | None = None) -
         )
     log.info("prepared: run %s, %d steps%s", run, result.total_steps, ", trained before" if done else "")
     return result
+
+
+def _tasks(spec: RunSpec, store: Store, work: Path) -> TaskDataStatus | None:
+    if not spec.spec.evaluation.tasks:
+        return None
+    from finetune_trainer.tasks.fetch import fetch_tasks
+
+    return fetch_tasks(spec.spec.evaluation, store, work)
 
 
 def _in_background(work: Callable[[], Answer]) -> Future[Answer]:

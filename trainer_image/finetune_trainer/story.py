@@ -26,6 +26,7 @@ class Story:
     resumed_from: int | None = None
     figures: dict[str, Any] = field(default_factory=dict)  # of this attempt, as in run.json
     evaluation: EvaluationStatus | None = None
+    tasks: list[dict[str, Any]] = field(default_factory=list)  # one entry per metric, as in tasks.json
     answers: list[dict[str, str]] = field(default_factory=list)  # prompt, base, adapter
     adapter: AdapterStatus | None = None
     tracking: list[TrackerStatus] = field(default_factory=list)

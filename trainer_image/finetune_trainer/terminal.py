@@ -101,9 +101,11 @@ def summary(run: RunSpec, result: TrainResult, exports: Sequence[ExportStatus] =
 
 def evaluation_table(evaluation: EvaluationStatus) -> list[str]:
     """Base model against adapter, one metric a line."""
-    head = f"{'on held-out rows':<18}{'base':>10}{'adapter':>10}"
+    width = max(18, *(len(name) + 2 for name in evaluation.adapter))
+    what = "on held-out rows" if any("/" not in name for name in evaluation.adapter) else "on tasks"
+    head = f"{what:<{width}}{'base':>10}{'adapter':>10}"
     rows = [
-        f"{name:<18}{_number(evaluation.base.get(name)):>10}{_number(value):>10}"
+        f"{name:<{width}}{_number(evaluation.base.get(name)):>10}{_number(value):>10}"
         for name, value in evaluation.adapter.items()
     ]
     return [head, *rows]

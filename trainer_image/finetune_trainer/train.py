@@ -24,6 +24,7 @@ from finetune_trainer.outcome import (
     write_report,
     write_result,
     write_run,
+    write_tasks,
 )
 from finetune_trainer.report import Listener, Reporter
 from finetune_trainer.runspec import Result, RunSpec, TrainResult
@@ -84,12 +85,13 @@ def attempt(
     from finetune_trainer.checkpoint import Checkpoints
     from finetune_trainer.data import Rows, batches, decoded_prompts
     from finetune_trainer.device import find_device, find_precision, use_gradient_checkpointing
-    from finetune_trainer.distributed import as_leader_says, find_world, first_on_node, share_start, wait_for_all
-    from finetune_trainer.evaluate import compare, evaluate, write_answers
+    from finetune_trainer.distributed import World, as_leader_says, find_world, first_on_node, share_start, wait_for_all
+    from finetune_trainer.estimate import longest_row
+    from finetune_trainer.evaluate import compare, evaluate, load_tokenizer, write_answers
     from finetune_trainer.fit import Fit
     from finetune_trainer.initialization import initialize
     from finetune_trainer.layout import choose_layout
-    from finetune_trainer.objectives import make_objective
+    from finetune_trainer.objectives import make_autocast, make_objective
     from finetune_trainer.peers import joined
     from finetune_trainer.plan import make_plan
     from finetune_trainer.progress import Progress, peak_memory
@@ -160,11 +162,30 @@ def attempt(
         if not done or sigterm.received:  # a signal during the last step counts too: what follows can take long
             raise Interrupted(f"interrupted after step {fit.state.step}/{plan.steps}; its checkpoint is saved")
 
-        evaluation = story.evaluation = compare(model, initial, measure, spec.evaluation.gates, objective.base)
+        tasks = None
+        if prepared.dataset.tasks:
+            from finetune_trainer.tasks.ask import ask
+            from finetune_trainer.tasks.model import LoadedModel
+
+            with first_on_node(world, device):
+                asked = inputs.tasks()
+            tokenizer = load_tokenizer(inputs.model(), inputs.dataset(), spec.base_model.trust_remote_code)
+            tokens = plan.micro_batch * longest_row(spec)
+            autocast = make_autocast(device, precision)
+            # Blocks that are brought together by all are computed by one: generation takes each as long as it takes.
+            sharing = World() if shards else world
+            answering = LoadedModel(model, tokenizer, layout, autocast, tokens, sharing, device)
+            if shards and not world.leads:
+                shards.follow()
+            else:
+                with shards.led() if shards else nullcontext():
+                    tasks = ask(asked, prepared.dataset.tasks.digest, model, initial, answering)
+        evaluation = story.evaluation = compare(model, initial, measure, spec.evaluation.gates, objective.base, tasks)
         if not world.leads:
             if shards:
                 shards.follow()
             return None
+        story.tasks = write_tasks(store, run, tasks)
         with shards.led() if shards else nullcontext():
             place = inputs.model(), inputs.dataset()
             story.answers = write_answers(store, samples_key(run), model, initial, spec, *place)

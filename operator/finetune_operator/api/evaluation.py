@@ -25,28 +25,43 @@ class Gate(Spec):
     )
 
     metric: str = Field(
-        pattern=r"^(loss|perplexity|token_accuracy|reward_accuracy|reward_margin|[a-z0-9_]+/[a-z0-9_,]+)$",
+        pattern=r"^(loss|perplexity|token_accuracy|reward_accuracy|reward_margin|"
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.+@,-]*)$",
         max_length=128,
         description="On the held-out rows: loss; perplexity or token_accuracy of SFT; reward_accuracy (the share of "
         "pairs whose chosen answer gets the higher reward, of KTO: of answers judged right) or reward_margin (by how "
-        "much) of the other objectives. Or <task>/<metric> of one of evaluation.tasks.",
+        "much) of the other objectives. Or <task>/<metric> of one of evaluation.tasks, e.g. hellaswag/acc_norm; with "
+        "the filter after a comma where the task has more than one, e.g. gsm8k/exact_match,strict-match.",
     )
     max: float | None = Field(default=None, description="The adapter's value must not be above this.")
     min: float | None = Field(default=None, description="The adapter's value must not be below this.")
     better_than_base: bool = Field(
         default=False,
-        description="The adapter's value must be better than the base model's: lower for loss and perplexity, higher "
-        "otherwise. Default: false.",
+        description="The adapter's value must be better than the base model's: lower for loss and perplexity, for a "
+        "task's metric what the task says, higher otherwise. Default: false.",
     )
 
 
 class EvaluationTask(Spec):
-    """A task of the lm-evaluation-harness."""
+    """A task of the lm-evaluation-harness: questions of a public data set that base model and adapter answer."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$", max_length=100, description="Name of the task, e.g. hellaswag.")
-    few_shot: int = Field(default=0, ge=0, le=64, description="Examples in the prompt. Default: 0.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        max_length=100,
+        description="Name of a task, e.g. hellaswag, or of a group of tasks with a score of its own, e.g. mmlu.",
+    )
+    few_shot: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="Solved examples in front of each question. Default: as many as the task itself says (gsm8k: 5), "
+        "otherwise none.",
+    )
     limit: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Evaluate on at most this many items. Default: all."
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Ask only the first so many questions, of a group: of each of its tasks. Default: all.",
     )
 
 
@@ -72,7 +87,8 @@ class Evaluation(Spec):
         default_factory=list,
         max_length=16,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        description="Tasks of the lm-evaluation-harness, for base and adapter. Default: none.",
+        description="Tasks of the lm-evaluation-harness that base model and adapter answer once training ends, without "
+        "a chat template. Default: none. Their data is fetched while the run is prepared, without a token.",
     )
     samples: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
         default_factory=list,

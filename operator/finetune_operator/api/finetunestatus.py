@@ -93,6 +93,14 @@ class ProgressStatus(Status):
     reported_at: Time | None = Field(default=None, description="When the pod reported this (UTC).")
 
 
+class TaskDataStatus(Status):
+    """What spec.evaluation.tasks ask, as prepared."""
+
+    questions: int = Field(default=0, ge=0, description="Questions of all tasks.")
+    digest: Text = Field(default="", description="Digest of the tasks' data and of how it is asked.")
+    uri: Text = Field(default="", description="Where the data is.")
+
+
 class DatasetStatus(Status):
     """The training data as prepared."""
 
@@ -106,6 +114,7 @@ class DatasetStatus(Status):
     duplicates: int = Field(default=0, ge=0, description="Samples that occur more than once.")
     digest: Text = Field(default="", description="Digest of the prepared data.")
     uri: Text = Field(default="", description="Where the prepared data is.")
+    tasks: TaskDataStatus | None = Field(default=None, description="What spec.evaluation.tasks ask, as prepared.")
 
 
 class GPUMemoryEstimate(Status):
@@ -178,10 +187,16 @@ class GateStatus(Status):
 
 
 class EvaluationStatus(Status):
-    """Base model and adapter on the held-out data."""
+    """Base model and adapter on the held-out data, and on tasks."""
 
-    base: Metrics = Field(default_factory=dict, description="The base model's metrics.")
+    base: Metrics = Field(
+        default_factory=dict, description="The base model's metrics; those of a task are named <task>/<metric>."
+    )
     adapter: Metrics = Field(default_factory=dict, description="The adapter's metrics.")
+    lower_is_better: list[Text] = Field(
+        default_factory=list, max_length=64, description="Metrics of tasks of which less is better, e.g. perplexities."
+    )
+    tasks: Text = Field(default="", description="Digest of the tasks that were answered, as in status.dataset.tasks.")
     gates: list[GateStatus] = Field(
         default_factory=list, max_length=16, description="The gates of spec.evaluation, in order."
     )

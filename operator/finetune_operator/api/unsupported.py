@@ -8,7 +8,6 @@ from finetune_operator.api.rules import Rule
 
 NOT_SUPPORTED_YET: dict[str, dict[str, str]] = {
     "FineTune": {
-        "evaluation.tasks": "has(self.evaluation.tasks) && self.evaluation.tasks.size() > 0",
         "deletionPolicy": "self.deletionPolicy == 'Delete'",
     },
     "AdapterDeployment": {

@@ -91,12 +91,24 @@ def test_a_finished_run_is_told_whole() -> None:
     assert {"svg", "polyline", "rect", "mark"} <= page.tags
 
 
+def test_tasks_are_told_with_their_errors() -> None:
+    story = a_story()
+    story.evaluation = judge([], {"loss": 2.5, "t/ppl": 9.0}, {"loss": 1.0, "t/ppl": 7.0}, ["t/ppl"])
+    story.tasks = [
+        {"metric": "t/ppl", "questions": 1200, "lower": True, "base": 9.0, "adapter": 7.0,
+         "base_error": 0.25, "adapter_error": None},
+    ]  # fmt: skip
+    text = Page(render(story)).text
+    assert "t/ppl (less is better)1,2009 ± 0.257" in text
+    assert text.count("t/ppl") == 1
+
+
 def test_a_run_that_failed_is_told_as_far_as_it_came() -> None:
     story = a_story()
     story.failure = "the loss became nan in step 101; lower training.learningRate"
     page = Page(render(story))
     assert "Failed: the loss became nan in step 101" in page.text
-    assert "Evaluation on held-out rows" not in page.text and "Answers" not in page.text
+    assert "On held-out rows" not in page.text and "Answers" not in page.text
 
 
 def test_a_run_with_nothing_but_its_inputs_is_a_page_too() -> None:
