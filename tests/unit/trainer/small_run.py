@@ -19,6 +19,7 @@ from finetune_trainer.precision import choose_precision
 from finetune_trainer.quantization import load_base_model
 from finetune_trainer.reference import set_references
 from finetune_trainer.runspec import RunSpec, Storage
+from finetune_trainer.shards import Shards
 
 from .tiny import make_judged, make_pairs, make_rows, write_dataset
 
@@ -39,12 +40,14 @@ class Setup:
         micro_batch: int = 4,
         layout: str = "flat",
         world: World = World(),  # noqa: B008  # it is frozen
+        shared: bool = False,
     ) -> None:
+        """`shared`: the base model is shared out over the world's processes."""
         kind = spec.objective.type
         make, count = {"SFT": (make_rows, 24), "KTO": (make_judged, 6)}.get(kind, (make_pairs, 6))
         dataset = write_dataset(folder / "data", make(count), make(5, seed=1))
         self.rows, self.held_out = (Rows(dataset, split, folder / "scratch") for split in ("train", "evaluation"))
-        base = load_base_model(model, spec, FP32, CPU)
+        base = load_base_model(model, spec, FP32, CPU, Shards(world, CPU) if shared else None)
         if virtual_tokens(spec) or kind == "Reward":
             layout = "padded"
         if layout == "flat":

@@ -21,19 +21,33 @@ TRAINING = {"batchSize": 8, "learningRate": 0.02, "precision": "FP32", "neftuneA
 DROPOUT = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8}}  # 0.05 by default
 
 
-def setup(kind: str, model: str, folder: Path, rank: int, size: int, method: Any = DROPOUT, **training: Any) -> Setup:
+def setup(
+    kind: str,
+    model: str,
+    folder: Path,
+    rank: int,
+    size: int,
+    method: Any = DROPOUT,
+    shared: bool = False,
+    **training: Any,
+) -> Setup:
     from finetune_trainer.distributed import World
 
     spec = finetune_spec(objective={"type": kind}, method=method, training=TRAINING | training, checkpoint={"every": 1})
-    return Setup(folder, Path(model), spec, micro_batch=2, world=World(rank, size))
+    return Setup(folder, Path(model), spec, micro_batch=2, world=World(rank, size), shared=shared)
 
 
-def trained(kind: str, model: str, folder: Path, rank: int = 0, size: int = 1) -> dict[str, Any]:
+def trained(kind: str, model: str, folder: Path, rank: int = 0, size: int = 1, shared: bool = False) -> dict[str, Any]:
     """Four steps; losses, gradients and what is measured of five held-out rows."""
-    run = setup(kind, model, folder, rank, size)
+    run = setup(kind, model, folder, rank, size, shared=shared)
     losses = run.run(4)
     norms = [line["gradNorm"] for line in run.fit.state.metrics]
     return {"losses": losses, "norms": norms, "measured": run.measure(run.held_out)}
+
+
+def whole_and_shared(kind: str, model: str, folder: Path, rank: int, size: int) -> list[dict[str, Any]]:
+    """With the base model in each of the processes, and with half of it in each."""
+    return [trained(kind, model, folder / str(shared), rank, size, shared) for shared in (False, True)]
 
 
 def uneven(kind: str, model: str, folder: Path, rank: int = 0, size: int = 1) -> list[float]:
@@ -89,12 +103,16 @@ def results(pods: Pods) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", ["DPO", "KTO", "ORPO", "Reward"])
-def test_two_processes_have_the_losses_of_one(kind: str, tmp_path: Path, tiny_llama: Path) -> None:
-    with Pods(2, tmp_path / "pods", f"{HERE}:process", "trained", kind, str(tiny_llama), str(tmp_path)) as pods:
+def test_two_processes_have_the_losses_of_one_with_all_or_half_of_the_base_model(
+    kind: str, tmp_path: Path, tiny_llama: Path
+) -> None:
+    with Pods(
+        2, tmp_path / "pods", f"{HERE}:process", "whole_and_shared", kind, str(tiny_llama), str(tmp_path)
+    ) as pods:
         one = trained(kind, str(tiny_llama), tmp_path / "one")
         assert pods.wait() == [0, 0], pods.logs()
-    first, second = results(pods)
-    assert first == second
+    (first, shared), second = results(pods)
+    assert [first, shared] == second and first == shared
     assert first["losses"] == pytest.approx(one["losses"], abs=1e-4)
     assert first["norms"] == pytest.approx(one["norms"], rel=1e-3)
     assert first["measured"] == pytest.approx(one["measured"], abs=1e-3)
@@ -126,4 +144,4 @@ def test_a_loss_that_is_not_finite_in_one_process_is_the_reason_of_both(tmp_path
     assert first[0] == "NonFiniteLoss" and "step 1" in first[1]
 
 
-BODIES = {"trained": trained, "uneven": uneven, "stopped": stopped, "spoilt": spoilt}
+BODIES = {"whole_and_shared": whole_and_shared, "uneven": uneven, "stopped": stopped, "spoilt": spoilt}
