@@ -56,7 +56,8 @@ def make_plan(run: RunSpec, model: Path, rows: Rows, world: World, device: torch
     share = training.batch_size // world.size
     shape = architecture(read_config(model))
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
-    shards = as_leader_says(world, choose_shards(run, shape, memory), device)
+    shared = as_leader_says(world, choose_shards(run, shape, memory), device) > 1
+    shards = world.size if shared else 1  # pretended GPUs are fewer processes than GPUs
     micro_batch, checkpointing = choose_micro_batch(run, shape, share, memory, shards)
     plan = Plan(
         steps=total_steps(len(rows), training.batch_size, training.epochs, training.max_steps),

@@ -15,9 +15,10 @@ from finetune_trainer.distributed import World
 from finetune_trainer.initialization import initialize
 from finetune_trainer.precision import choose_precision
 from finetune_trainer.quantization import load_base_model
-from finetune_trainer.shards import Shards, Unit
+from finetune_trainer.shards import Shards, Unit, blocks_of, parts_of
 from tests.unit.trainer.pods import Pods
 
+from .families import FAMILIES
 from .tiny import finetune_spec, make_llama
 
 pytestmark = pytest.mark.timeout(300)
@@ -42,12 +43,14 @@ WAYS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llama(tmp_path_factory.mktemp("llama"), layers=4, tie_word_embeddings=request.param)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("llama"), layers=4)
 
 
-def test_losses_gradients_and_logits_are_those_of_the_whole_model(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_losses_gradients_and_logits_are_those_of_the_whole_model(tied: bool, tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "llama", layers=4, tie_word_embeddings=tied)
     with Pods(2, tmp_path / "two", "tests.unit.trainer.test_shards:compare", str(model), str(tmp_path)) as pods:
         assert pods.wait() == [0, 0], pods.logs()
     for rank in (0, 1):
@@ -73,6 +76,20 @@ def test_others_follow_what_the_first_process_does_alone(model: Path, tmp_path: 
         assert pods.wait() == [0, 0], pods.logs()
     whole, shared = json.loads((tmp_path / "found-0.json").read_text())
     assert whole == shared
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_says_what_its_blocks_are(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(kind, **FAMILIES[kind])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert len(blocks_of(model)) == 2
+    assert len(parts_of(model)) == 4
+    shared = sum(p.numel() for part in parts_of(model).values() for p in part.parameters() if p.dim() > 1)
+    every = sum(p.numel() for p in model.parameters())
+    assert shared > 0.8 * every
 
 
 # ---- what the processes do -------------------------------------------------------------------------------------------

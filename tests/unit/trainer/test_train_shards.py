@@ -11,7 +11,7 @@ from finetune_trainer.verdict import estimate_run
 
 from .test_train import RUN, Bench
 from .test_train_two import TOLERANCE, result, two
-from .tiny import finetune_spec, make_llama, make_rows, write_dataset
+from .tiny import finetune_spec, make_judged, make_llama, make_pairs, make_rows, write_dataset
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,8 +26,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bench(endpoint: str, model: Path, tmp_path: Path) -> Bench:
-    dataset = write_dataset(tmp_path / "data", make_rows(24), make_rows(7, seed=1))
-    return Bench(endpoint, model, dataset, tmp_path / "work", evaluation=7)
+    # Of five rows by two one process has two micro batches, the other one.
+    dataset = write_dataset(tmp_path / "data", make_rows(24), make_rows(5, seed=1))
+    return Bench(endpoint, model, dataset, tmp_path / "work", evaluation=5)
 
 
 def too_large(spec: Any, model: Path) -> Any:
@@ -83,3 +84,27 @@ def test_a_model_that_does_not_fit_is_trained_in_two_parts_with_the_same_losses(
     assert resumed["resumedFromStep"] == 2
     assert bench.losses() == losses
     assert resumed["adapter"]["digest"] == halves["adapter"]["digest"]
+
+
+@pytest.mark.parametrize("objective", ["KTO", "Reward"])
+def test_other_objectives_learn_the_same_from_two_parts(
+    endpoint: str, model: Path, objective: str, tmp_path: Path
+) -> None:
+    make = make_judged if objective == "KTO" else make_pairs
+    dataset = write_dataset(tmp_path / "data", make(24), make(5, seed=1))
+    bench = Bench(endpoint, model, dataset, tmp_path / "work", evaluation=5)
+    spec = finetune_spec(
+        method={"type": "QLoRA"}, objective={"type": objective}, training={"batchSize": 8, "maxSteps": 2}
+    )
+    with two(bench, spec, tmp_path / "two", micro_batch=2) as pods:
+        whole = result(pods)
+    losses = bench.losses()
+    bench.store.delete(RUN)
+    shared = too_large(spec, model)
+    verdict = estimate_run(model, shared, 0, ROW_TOKENS)
+    bench.prepared = bench.prepared.model_copy(update={"estimate": verdict})
+    with two(bench, shared, tmp_path / "shared", micro_batch=2, pretend_gpu=True) as pods:
+        halves = result(pods)
+        assert "base model: shared out over 2 processes" in pods.log(1).read_text()
+    assert bench.losses() == losses
+    assert halves["evaluation"] == whole["evaluation"]
