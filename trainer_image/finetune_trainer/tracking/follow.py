@@ -86,7 +86,7 @@ class Follower:
         if trouble:
             log.warning("tracking: %s: %s", self.tracker.name, trouble)
         else:
-            log.info("tracking: %s has the whole run", self.tracker.name)
+            log.info("tracking: %s has every step", self.tracker.name)
         return TrackerStatus(name=self.tracker.name, url=self.tracker.url, message=trouble[:MESSAGE])
 
     def _follow(self) -> None:
