@@ -114,6 +114,36 @@ def test_what_has_no_equivalent_is_said_with_value_and_reason(tmp_path: Path) ->
     assert not named & silent  # nothing was asked for there
 
 
+def test_trackers_are_carried_over_and_their_keys_said(tmp_path: Path) -> None:
+    asked = {
+        "wandb_project": "bots", "wandb_entity": "acme", "wandb_name": "first",
+        "mlflow_tracking_uri": "http://mlflow:5000", "mlflow_experiment_name": "bots",
+    }  # fmt: skip
+    tracking = spec_of({**AXOLOTL_QLORA, **asked}).tracking
+    assert tracking and tracking.wandb and tracking.mlflow
+    assert (tracking.wandb.project, tracking.wandb.entity) == ("bots", "acme")
+    assert (tracking.mlflow.uri, tracking.mlflow.experiment) == ("http://mlflow:5000", "bots")
+    told = warnings_of({**AXOLOTL_QLORA, **asked}, tmp_path)
+    assert "wandb_project: 'bots': the API key is read from the key token of Secret wandb; here: WANDB_API_KEY" in told
+    assert "wandb_name: 'first': a run is named as its FineTune, and found by its inputs" in told
+    assert spec_of({**AXOLOTL_QLORA, **asked, "mlflow_tracking_uri": None, "use_wandb": False}).tracking is None
+    assert spec_of({**AXOLOTL_QLORA, "mlflow_tracking_uri": "file:./mlruns"}).tracking is None
+
+
+@pytest.mark.parametrize(
+    ("report_to", "said"),
+    [
+        ("wandb", "the API key is read from the key token of Secret wandb; here: WANDB_API_KEY"),
+        ("mlflow", "name the server in tracking.mlflow.uri"),
+        (["tensorboard"], "metrics.jsonl, TensorBoard files and report.html are in the bucket"),
+    ],
+)
+def test_what_llama_factory_reports_to_is_carried_over_or_said(tmp_path: Path, report_to: Any, said: str) -> None:
+    tracking = spec_of({**LLAMA_FACTORY, "report_to": report_to}).tracking
+    assert (tracking is not None) == (report_to == "wandb")
+    assert f"report_to: {report_to!r}: {said}" in warnings_of({**LLAMA_FACTORY, "report_to": report_to}, tmp_path)
+
+
 def test_axolotls_8_bit_lora_and_whole_modules_are_carried_over() -> None:
     spec = spec_of(AXOLOTL_LORA)
     assert (spec.method.type, spec.method.quantization.type) == ("LoRA", "INT8")

@@ -63,9 +63,12 @@ _SAME_RESULT = {
     "torch_compile": common.SPEED,
     "lora_on_cpu": "a matter of memory",
     "use_tensorboard": common.METRICS,
-    "wandb_project": common.METRICS,
-    "wandb_name": common.METRICS,
-    "mlflow_experiment_name": common.METRICS,
+    "wandb_name": common.RUN_NAME,
+    "wandb_run_id": common.RUN_NAME,
+    "mlflow_run_name": common.RUN_NAME,
+    "wandb_log_model": "adapters stay in the bucket; a tracker is told where",
+    "wandb_watch": "trackers get the metrics of each step",
+    "hf_mlflow_log_artifacts": "adapters stay in the bucket; a tracker is told where",
     "adam_beta1": "the optimizer's default holds",
     "adam_beta2": "the optimizer's default holds",
     "adam_epsilon": "the optimizer's default holds",
@@ -119,10 +122,21 @@ def convert(settings: Settings) -> dict[str, Any]:
         },
         "checkpoint": _checkpoint(settings),
         "output": _output(settings),
+        "tracking": _tracking(settings),
     }
     for name, why in _SAME_RESULT.items():
         settings.warn(name, why)
     return spec
+
+
+def _tracking(settings: Settings) -> dict[str, Any] | None:
+    project, entity = settings.text("wandb_project"), settings.text("wandb_entity")
+    off = settings.text("wandb_mode") in ("disabled", "dryrun") or settings.flag("use_wandb") is False
+    mlflow = common.mlflow(settings, "mlflow_tracking_uri", "mlflow_experiment_name")
+    if settings.flag("use_mlflow") is False:
+        mlflow = None
+    wandb = common.wandb(settings, "wandb_project", project, entity) if project and not off else None
+    return {"mlflow": mlflow, "wandb": wandb} if mlflow or wandb else None
 
 
 def _checkpointing(settings: Settings) -> str | None:

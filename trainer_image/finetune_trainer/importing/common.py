@@ -38,7 +38,8 @@ METRICS = "metrics.jsonl, TensorBoard files and report.html are in the bucket"
 ATTENTION = "the trainer chooses its attention; the result is the same"
 SPEED = "a matter of speed; the result is the same"
 TEMPLATE = "the base model's own chat template is used; one is chosen where it has none"
-HUB_TOKEN = {"name": "hugging-face"}
+RUN_NAME = "a run is named as its FineTune, and found by its inputs"
+HUB_TOKEN, WANDB_KEY = {"name": "hugging-face"}, {"name": "wandb"}
 _REPO = re.compile(r"^([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*$")
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt|arrow)(\.gz)?$", re.IGNORECASE)
 
@@ -152,6 +153,22 @@ def checkpoints(settings: Settings, steps: int | str | None) -> dict[str, Any]:
     by_epoch = settings.take("save_strategy") == "epoch"
     every = "epoch" if by_epoch else steps
     return {"every": every, "keep": settings.count("save_total_limit")}
+
+
+def wandb(settings: Settings, name: str, project: str = "", entity: str = "") -> dict[str, Any]:
+    """spec.tracking.wandb; `name`: the setting that asks for it, which the API key is said of."""
+    settings.warn(name, f"the API key is read from the key token of Secret {WANDB_KEY['name']}; here: WANDB_API_KEY")
+    return {"project": project or None, "entity": entity or None, "apiKeySecretRef": WANDB_KEY}
+
+
+def mlflow(settings: Settings, uri: str, experiment: str) -> dict[str, Any] | None:
+    """spec.tracking.mlflow; `uri` and `experiment`: the names of their settings."""
+    where, named = settings.text(uri), settings.text(experiment)
+    if where.startswith(("http://", "https://")):
+        return {"uri": where, "experiment": named or None}
+    settings.warn(uri, "tracking.mlflow has servers at http:// or https://; name one there")
+    settings.warn(experiment, "tracking.mlflow needs the server's uri too; add it there")
+    return None
 
 
 def object_name(text: str) -> str:

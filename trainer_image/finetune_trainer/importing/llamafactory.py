@@ -44,8 +44,7 @@ _SAME_RESULT = {
     "logging_steps": "every step is in metrics.jsonl",
     "logging_dir": common.METRICS,
     "plot_loss": "report.html has the curve",
-    "report_to": common.METRICS,
-    "run_name": common.METRICS,
+    "run_name": common.RUN_NAME,
     "include_num_input_tokens_seen": common.METRICS,
     "resume_from_checkpoint": "a run always goes on from its newest checkpoint",
     "save_only_model": "checkpoints have all that a run needs to go on",
@@ -118,10 +117,19 @@ def convert(settings: Settings, folder: Path) -> dict[str, Any]:
         },
         "checkpoint": common.checkpoints(settings, settings.count("save_steps", 500)),
         "output": _output(settings),
+        "tracking": _tracking(settings),
     }
     for name, why in _SAME_RESULT.items():
         settings.warn(name, why)
     return spec
+
+
+def _tracking(settings: Settings) -> dict[str, Any] | None:
+    asked = set(settings.names("report_to"))
+    if "wandb" in asked:
+        return {"wandb": common.wandb(settings, "report_to")}
+    settings.warn("report_to", "name the server in tracking.mlflow.uri" if "mlflow" in asked else common.METRICS)
+    return None
 
 
 def _objective(settings: Settings) -> dict[str, Any]:
