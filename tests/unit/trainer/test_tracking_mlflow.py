@@ -17,9 +17,9 @@ from finetune_operator.api.tracking import MLflow
 from finetune_trainer.story import Story
 from finetune_trainer.tracking.follow import Follower
 from finetune_trainer.tracking.mlflow import MLflowRun
+from tests.tracking_servers import FakeMLflow, served
 
 from .test_tracking import a_story, add_steps, finished
-from .tracking_servers import FakeMLflow, served
 
 REAL = os.environ.get("FINETUNE_TEST_MLFLOW")
 

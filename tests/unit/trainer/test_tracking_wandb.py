@@ -11,9 +11,9 @@ from finetune_operator.api.tracking import WandB
 from finetune_trainer.story import Story
 from finetune_trainer.tracking.follow import Follower
 from finetune_trainer.tracking.wandb import WandBRun
+from tests.tracking_servers import FakeWandB, served
 
 from .test_tracking import a_story, add_steps, finished
-from .tracking_servers import FakeWandB, served
 
 KEY = "0123456789" * 4
 

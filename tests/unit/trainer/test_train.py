@@ -19,10 +19,10 @@ from finetune_operator.api.tracking import Tracking
 from finetune_trainer.digest import canonical_json, hash_tree, manifest_of, sha256_hex
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
 from finetune_trainer.store import Store
+from tests.tracking_servers import FakeMLflow, served
 
 from .minio_server import minio_server
 from .tiny import finetune_spec, make_rows, write_dataset
-from .tracking_servers import FakeMLflow, served
 
 pytestmark = pytest.mark.timeout(600)  # seconds on a quiet machine
 

@@ -1,9 +1,15 @@
-"""Fake tracking servers for tests: what our MLflow client and the real wandb library ask, answered from memory."""
+"""Fake tracking servers for tests: what our MLflow client and the real wandb library ask, answered from memory.
+
+    python tests/tracking_servers.py mlflow|wandb [PORT]
+
+prints after each answer what it has. Standard library only, one file: it also runs in a pod from a ConfigMap.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,12 +40,17 @@ class Fake:
     def answer(self, path: str, query: dict[str, str], body: Json) -> Json:
         raise NotImplementedError
 
+    def has(self) -> Json:
+        """What a test in another process is to know."""
+        raise NotImplementedError
+
 
 F = TypeVar("F", bound=Fake)
 
 
-@contextmanager
-def served(fake: F) -> Iterator[F]:
+def server(fake: Fake, host: str = "127.0.0.1", port: int = 0, tell: bool = False) -> ThreadingHTTPServer:
+    """Not yet serving; `tell`: print what the fake has after each answer."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -48,6 +59,7 @@ def served(fake: F) -> Iterator[F]:
             if self.headers.get("Content-Encoding") == "gzip":
                 sent = gzip.decompress(sent)
             at = urlsplit(self.path)
+            fake.url = f"http://{self.headers['Host']}"
             fake.authorizations.add(self.headers.get("Authorization"))
             try:
                 if fake.fail:
@@ -62,6 +74,8 @@ def served(fake: F) -> Iterator[F]:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
+            if tell:
+                print(json.dumps(fake.has()), flush=True)
 
         do_POST = do_PUT = do_GET
 
@@ -72,14 +86,19 @@ def served(fake: F) -> Iterator[F]:
         def handle_error(self, request: Any, client_address: Any) -> None:
             """wandb-core drops its connections when it ends."""
 
-    server = Server(("127.0.0.1", 0), Handler)
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return Server((host, port), Handler)
+
+
+@contextmanager
+def served(fake: F) -> Iterator[F]:
+    serving = server(fake)
+    fake.url = f"http://127.0.0.1:{serving.server_port}"
+    threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield fake
     finally:
-        server.shutdown()
-        server.server_close()
+        serving.shutdown()
+        serving.server_close()
 
 
 @dataclass
@@ -111,6 +130,15 @@ class FakeMLflow(Fake):
         if call == "metrics/get-history":
             return {"metrics": [one for one in self.history if one["key"] == query["metric_key"]]}
         return self._change(call, body)
+
+    def has(self) -> Json:
+        return {
+            "runs": [
+                {**run["info"], "tags": {tag["key"]: tag["value"] for tag in run["data"]["tags"]}}
+                for run in self.runs.values()
+            ],
+            "steps": [one["step"] for one in self.history if one["key"] == "train/loss"],
+        }
 
     def _create(self, body: Json) -> Json:
         run_id = f"{len(self.runs):032x}"
@@ -160,6 +188,13 @@ class FakeWandB(Fake):
             self._stream(body)
         return {}
 
+    def has(self) -> Json:
+        return {
+            "steps": [line["_step"] for line in self.history],
+            "exitCodes": self.exit_codes,
+            "summary": self.summary,
+        }
+
     def _graphql(self, operation: str, given: Json) -> Json:
         if operation == "RunResumeStatus":
             return {"model": self._resumed(given)} if self.config else {}
@@ -190,3 +225,8 @@ class FakeWandB(Fake):
             self.summary |= json.loads(line)
         if "exitcode" in body:
             self.exit_codes.append(body["exitcode"])
+
+
+if __name__ == "__main__":
+    kinds: dict[str, type[Fake]] = {"mlflow": FakeMLflow, "wandb": FakeWandB}
+    server(kinds[sys.argv[1]](), "0.0.0.0", int(sys.argv[2]) if len(sys.argv) > 2 else 5000, tell=True).serve_forever()
