@@ -210,6 +210,7 @@ def gguf_model(run: RunSpec, store: Store, merge: Callable[[], Merged]) -> Expor
         f"most {made.agreement.tolerance:.2g} in {result.dtype}), the merged model's from the mounted adapter's by "
         f"{result.logit_difference:.2g}; {made.agreement.texts} texts have the same tokens"
         + ("" if made.agreement.marks else ", but llama.cpp splits words with combining marks (Hindi, Thai) otherwise")
+        + ("" if made.agreement.chat else "; llama.cpp writes a conversation otherwise by its chat template")
     )
     return _uploaded(run, store, "GGUF", folder, message, lineage(run, "GGUF", result, **agreement))
 

@@ -123,7 +123,7 @@ def test_a_gguf_file_is_verified_by_llama_cpp_and_made_from_the_same_merge(
     gguf = made[1]
     assert gguf.uri == bucket.store.uri(f"gguf/{hex_of(gguf.digest)}")
     assert "in llama.cpp its logits differ from the merged model's by" in gguf.message
-    assert "texts have the same tokens" in gguf.message
+    assert gguf.message.endswith("texts have the same tokens")  # and the chat template writes the same
     folder = tmp_path / "got"
     manifest = bucket.store.at(gguf.uri).download_tree("", folder, gguf.digest)
     assert {path.name for path in folder.iterdir()} == {"tiny-F32.gguf", "README.md"}

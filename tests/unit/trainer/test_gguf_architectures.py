@@ -54,7 +54,7 @@ def make(folder: Path, model_type: str, dtype: str = "float32", **options: Any) 
 def agreement(folder: Path, config: dict[str, Any], model: Any, dtype: str = "float32") -> verify.Agreement:
     assert architectures.refusal(config) == ""
     writer.write(folder, config, dtype, "tiny", folder / "tiny.gguf")
-    return verify.verified(folder / "tiny.gguf", load_tokenizer(folder), model, dtype, PROMPTS, [])
+    return verify.verified(folder / "tiny.gguf", load_tokenizer(folder), model, dtype, PROMPTS)
 
 
 @pytest.mark.parametrize("model_type", architectures.ARCHITECTURES)
@@ -100,7 +100,7 @@ def test_a_file_that_llama_cpp_does_not_load_is_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "tiny.gguf").read_bytes()
     (tmp_path / "tiny.gguf").write_bytes(whole[:-100_000])
     with pytest.raises(RunFailure, match="llama.cpp does not load the GGUF file"):
-        verify.verified(tmp_path / "tiny.gguf", load_tokenizer(tmp_path), model, "float32", PROMPTS, [])
+        verify.verified(tmp_path / "tiny.gguf", load_tokenizer(tmp_path), model, "float32", PROMPTS)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,22 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_refused_with_what_to_do(
     assert "remove GGUF from output.exports" in refused.value.message
 
 
+def test_llama_cpp_strips_behind_special_tokens_where_the_tokenizer_does(tmp_path: Path) -> None:
+    """As Phi-3's."""
+    tokenizer = Tokenizer.from_file(str(sentencepiece(tmp_path, prefix=False) / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|endoftext|>", AddedToken("<|end|>", rstrip=True, normalized=False)])
+    save(tokenizer, tmp_path, chat_template="{% for m in messages %}{{ m['content'] }}<|end|>\n{% endfor %}")
+    loaded = load_tokenizer(tmp_path)
+    ids = loaded.backend.encode("a<|end|>\n  b").ids
+    assert ids == loaded.backend.encode("a<|end|>b").ids
+    refuse_early(tmp_path, LLAMA, loaded, tmp_path)
+
+
+def test_tokens_beyond_the_embedding_are_left_out(tmp_path: Path) -> None:
+    found = vocabulary.vocabulary_of(load_tokenizer(byte_level(tmp_path, [GPT2], size=600)), 500)
+    assert len(found.tokens) == len(found.types) == 500
+
+
 def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = byte_level(tmp_path, [GPT2])
     monkeypatch.setitem(vocabulary.SPLITS, (vocabulary.GPT2,), "smollm")

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +27,18 @@ class Refused(Exception):
 
 
 class Answer(NamedTuple):
-    """Token ids of each text; of each prompt the likeliest next tokens with their log probabilities."""
+    """Token ids of each text; of each prompt the likeliest next tokens with their log probabilities; the conversation as
+    the chat template writes it.
+    """
 
     tokens: list[Ids]
     next: list[dict[int, float]]
+    chat: str
 
 
-def ask(file: Path, texts: Sequence[str], prompts: Sequence[Ids]) -> Answer:
-    """What llama.cpp makes of texts and prompts (token ids); Refused when it cannot load the file."""
-    question = {"texts": list(texts), "prompts": list(prompts)}
+def ask(file: Path, texts: Sequence[str], prompts: Sequence[Ids], messages: Sequence[Any]) -> Answer:
+    """What llama.cpp makes of texts, prompts (token ids) and a conversation; Refused when it cannot load the file."""
+    question = {"texts": list(texts), "prompts": list(prompts), "messages": list(messages)}
     command = [sys.executable, "-m", __name__, str(file)]
     done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -42,7 +46,8 @@ def ask(file: Path, texts: Sequence[str], prompts: Sequence[Ids]) -> Answer:
         telling = [line for line in lines if "error" in line.lower() or "GGML_ASSERT" in line] or lines[-1:]
         raise Refused(f"exit code {done.returncode}: {' | '.join(telling)[-600:]}")
     answer = json.loads(done.stdout.splitlines()[-1])
-    return Answer(answer["tokens"], [{int(id): value for id, value in pairs} for pairs in answer["next"]])
+    likeliest = [{int(id): value for id, value in pairs} for pairs in answer["next"]]
+    return Answer(answer["tokens"], likeliest, answer["chat"])
 
 
 def main() -> None:
@@ -52,7 +57,8 @@ def main() -> None:
     tokens = [_tokenize(server.listening_address, text) for text in question["texts"]]
     letter = _tokenize(server.listening_address, "a", whole=False)[-1]
     likeliest = [_next(server, prompt, letter) for prompt in question["prompts"]]
-    print(json.dumps({"tokens": tokens, "next": likeliest}), flush=True)
+    chat = _chat(server.listening_address, question["messages"]) if question["messages"] else ""
+    print(json.dumps({"tokens": tokens, "next": likeliest, "chat": chat}), flush=True)
     os._exit(0)  # its threads need not be waited for
 
 
@@ -73,11 +79,21 @@ def _server(file: str, context: int) -> Any:
 
 
 def _tokenize(address: str, text: str, whole: bool = True) -> Ids:
-    body = json.dumps({"content": text, "add_special": whole, "parse_special": True}).encode()
-    request = urllib.request.Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
+    tokens: Ids = _post(f"{address}/tokenize", content=text, add_special=whole, parse_special=True)["tokens"]
+    return tokens
+
+
+def _chat(address: str, messages: list[Any]) -> str:
+    try:
+        return str(_post(f"{address}/apply-template", messages=messages)["prompt"])
+    except urllib.error.HTTPError as error:
+        return f"{error}: {error.read()[:500]!r}"
+
+
+def _post(url: str, **body: Any) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as response:
-        tokens: Ids = json.load(response)["tokens"]
-        return tokens
+        return json.load(response)
 
 
 def _next(server: Any, prompt: Ids, letter: int) -> list[tuple[int, float]]:

@@ -6,9 +6,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune_trainer.chat import ChatTemplate
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
-from finetune_trainer.formats import Invalid, Message
 from finetune_trainer.gguffile import architectures, verify, vocabulary, writer
 from finetune_trainer.probeprompts import DEFAULT_PROMPTS
 from finetune_trainer.tokenizer import ModelTokenizer, load_tokenizer
@@ -16,11 +14,6 @@ from finetune_trainer.tokenizer import ModelTokenizer, load_tokenizer
 log = logging.getLogger(__name__)
 
 SHORT = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as llama.cpp's users name their files
-CHAT: list[Message] = [
-    {"role": "user", "content": "What colour is the sky?"},
-    {"role": "assistant", "content": "Blue."},
-    {"role": "user", "content": "Why?"},
-]
 
 
 class Made(NamedTuple):
@@ -43,10 +36,9 @@ def refuse_early(folder: Path, config: architectures.Config, tokenizer: ModelTok
     llama.cpp loads no tokenizer without a model, so it gets the smallest one.
     """
     refuse(config, tokenizer)
-    rows = tokenizer.backend.get_vocab_size()
     file = scratch / "tokenizer.gguf"
-    writer.write_tokenizer(folder, tokenizer, rows, file)
-    verify.refuse_other_tokens(file, [*verify.TEXTS, *chats(tokenizer.template)], tokenizer)
+    writer.write_tokenizer(folder, tokenizer, file)
+    verify.refuse_other_tokens(file, tokenizer)
     file.unlink()
 
 
@@ -65,14 +57,6 @@ def make(source: Path, dtype: str, name: str, folder: Path, remote_code: bool) -
     model = AutoModelForCausalLM.from_pretrained(
         str(source), dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=remote_code
     ).eval()
-    agreement = verify.verified(file, tokenizer, model, dtype, DEFAULT_PROMPTS, chats(tokenizer.template))
+    agreement = verify.verified(file, tokenizer, model, dtype, DEFAULT_PROMPTS)
     log.info("llama.cpp's and transformers' logits differ by %.2g standard deviations", agreement.logits)
     return Made(file, agreement)
-
-
-def chats(template: ChatTemplate) -> list[str]:
-    """A conversation as the model is asked: where special tokens stand between words."""
-    try:
-        return [template.render(CHAT, add_generation_prompt=True)]
-    except Invalid:
-        return []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
+from finetune_trainer.formats import Invalid, Message
 from finetune_trainer.gguffile import engine
 from finetune_trainer.gguffile.architectures import CONVERT
 from finetune_trainer.tokenizer import ModelTokenizer
@@ -31,29 +32,36 @@ TEXTS = (
 #: llama.cpp's own way to split a text for Mistral Nemo and GPT-4o takes marks for no part of a word. That is told, not
 #: refused: nobody can make a file for which it would not.
 MARKS = "नमस्ते दुनिया, สวัสดี"
+#: What the chat template is given.
+CHAT: list[Message] = [
+    {"role": "user", "content": "What colour is the sky?"},
+    {"role": "assistant", "content": "Blue."},
+    {"role": "user", "content": "Why?"},
+]
 PLACES = 4  # of each prompt, whose next token is compared
 
 
 class Agreement(NamedTuple):
     """`logits`: mean difference in standard deviations, of the prompt where it is largest. `marks`: whether words with
-    combining marks are the same tokens too.
+    combining marks are the same tokens too. `chat`: whether llama.cpp's own reading of the chat template writes the same.
     """
 
     logits: float
     tolerance: float
     texts: int
     marks: bool
+    chat: bool
 
 
-def verified(
-    file: Path, tokenizer: ModelTokenizer, model: Any, dtype: str, prompts: Sequence[str], chats: Sequence[str]
-) -> Agreement:
+def verified(file: Path, tokenizer: ModelTokenizer, model: Any, dtype: str, prompts: Sequence[str]) -> Agreement:
     """Compare `file` with the model in transformers; RunFailure when they are not the same."""
     import torch
 
-    texts = [*TEXTS, *prompts, *chats]
+    chat = _chat(tokenizer)
+    texts = [*TEXTS, *prompts, *filter(None, [chat])]
     rows = [tokenizer.backend.encode(text).ids for text in prompts]
-    answer = _asked(file, [*texts, MARKS], [row[: place + 1] for row in rows for place in _places(len(row))])
+    cut = [row[: place + 1] for row in rows for place in _places(len(row))]
+    answer = _asked(file, [*texts, MARKS], cut, CHAT if chat else [])
     _refuse_other(texts, answer.tokens[:-1], tokenizer)
     worst, seen = 0.0, iter(answer.next)
     with torch.no_grad():
@@ -68,17 +76,28 @@ def verified(
             f"model's, more than {TOLERANCE[dtype]:.2g} in {dtype}; {CONVERT}",
         )
     marks = answer.tokens[-1] == tokenizer.backend.encode(MARKS).ids
-    return Agreement(worst, TOLERANCE[dtype], len(texts), marks)
+    return Agreement(worst, TOLERANCE[dtype], len(texts), marks, answer.chat == chat)
 
 
-def refuse_other_tokens(file: Path, texts: Sequence[str], tokenizer: ModelTokenizer) -> None:
-    """RunFailure when llama.cpp makes other tokens of one of the texts."""
-    _refuse_other(texts, _asked(file, texts, []).tokens, tokenizer)
+def refuse_other_tokens(file: Path, tokenizer: ModelTokenizer) -> None:
+    """RunFailure when llama.cpp makes other tokens of a text than the tokenizer that is in `file`."""
+    texts = [*TEXTS, *filter(None, [_chat(tokenizer)])]
+    _refuse_other(texts, _asked(file, texts).tokens, tokenizer)
 
 
-def _asked(file: Path, texts: Sequence[str], prompts: Sequence[engine.Ids]) -> engine.Answer:
+def _chat(tokenizer: ModelTokenizer) -> str:
+    """A conversation as the model is asked, where special tokens stand between words; empty when it takes none."""
     try:
-        return engine.ask(file, texts, prompts)
+        return tokenizer.template.render(CHAT, add_generation_prompt=True) if tokenizer.has_own_template else ""
+    except Invalid:
+        return ""
+
+
+def _asked(
+    file: Path, texts: Sequence[str], prompts: Sequence[engine.Ids] = (), chat: Sequence[Message] = ()
+) -> engine.Answer:
+    try:
+        return engine.ask(file, texts, prompts, chat)
     except engine.Refused as error:
         raise RunFailure(
             UNSUPPORTED_COMBINATION, f"output.exports: llama.cpp does not load the GGUF file ({error}); {CONVERT}"

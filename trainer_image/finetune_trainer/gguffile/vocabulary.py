@@ -39,6 +39,8 @@ SPLITS: dict[tuple[str, ...], str] = {
     (_CASED % ("", "", r"\p{N}"),): "tekken",
     (_CASED % (_ENDINGS + "?", _ENDINGS + "?", r"\p{N}{1,3}"),): "gpt-4o",
 }
+# Tokens without which llama.cpp loads no model that is called phi-3.
+_PHI3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 SPACE = "\u2581"
 
 
@@ -57,8 +59,12 @@ class Vocabulary:
     merges: list[str]
     scores: list[float]
     space_prefix: bool
+    #: Whether blanks and line ends behind a special token belong to it.
+    strips: bool
 
-    def describe(self, writer: GGUFWriter) -> None:
+    def describe(self, writer: GGUFWriter, name: str) -> None:
+        # llama.cpp strips behind special tokens in models of this name and in no other (src/llama-vocab.cpp).
+        writer.add_name(f"{name} (phi-3)" if self.strips else name)
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -73,23 +79,25 @@ class Vocabulary:
 def refusal(tokenizer: ModelTokenizer) -> str:
     """Why llama.cpp cannot have this tokenizer; empty when it can."""
     try:
-        vocabulary_of(tokenizer, tokenizer.backend.get_vocab_size())
+        vocabulary_of(tokenizer, rows_of(tokenizer))
     except Unknown as error:
         return f"output.exports: GGUF is not made with this tokenizer: llama.cpp has {error}; {CONVERT}"
     return ""
 
 
+def rows_of(tokenizer: ModelTokenizer) -> int:
+    """Rows of the smallest embedding for this tokenizer."""
+    return 1 + max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
+
+
 def vocabulary_of(tokenizer: ModelTokenizer, rows: int) -> Vocabulary:
-    """`rows`: of the embedding, which may have more than the tokenizer has tokens."""
+    """`rows`: of the embedding; it may have more than there are tokens, or less: Gemma's texts know no image token."""
     whole = json.loads(tokenizer.backend.to_str())
     model = whole["model"]
     if model["type"] != "BPE":
         raise Unknown(f"no tokenizer of type {model['type']} for these models, only BPE")
-    vocabulary: dict[str, int] = model["vocab"]
-    added = {int(token["id"]): token for token in whole["added_tokens"]}
-    highest = max([*vocabulary.values(), *added])
-    if highest >= rows:
-        raise Unknown(f"as many tokens as the embedding has rows ({rows}), this tokenizer has token {highest}")
+    vocabulary: dict[str, int] = {text: id for text, id in model["vocab"].items() if id < rows}
+    added = {int(token["id"]): token for token in whole["added_tokens"] if token["id"] < rows}
     of_bytes = bool(model.get("byte_fallback"))
     tokens = [f"[PAD{id}]" for id in range(rows)]
     types = [int(TokenType.UNUSED)] * rows
@@ -101,10 +109,11 @@ def vocabulary_of(tokenizer: ModelTokenizer, rows: int) -> Vocabulary:
         # Found in a text before it is split into words, and compared with the text as it is.
         tokens[id] = token["content"].replace(SPACE, " ") if of_bytes and not token["special"] else token["content"]
     merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    strips = any(token["rstrip"] for token in added.values()) and set(tokens) >= _PHI3
     if of_bytes:
-        prefix = _space_prefix(whole)
-        return Vocabulary("llama", "default", tokens, types, [], _scores(vocabulary, merges, rows), prefix)
-    return Vocabulary("gpt2", _pre(whole, model), tokens, types, [" ".join(merge) for merge in merges], [], False)
+        prefix, scores = _space_prefix(whole), _scores(vocabulary, merges, rows)
+        return Vocabulary("llama", "default", tokens, types, [], scores, prefix, strips)
+    return Vocabulary("gpt2", _pre(whole, model), tokens, types, [*map(" ".join, merges)], [], False, strips)
 
 
 def special_tokens(folder: Path, tokenizer: ModelTokenizer, rows: int) -> SpecialVocab:

@@ -22,7 +22,7 @@ from gguf import (
 
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.gguffile.architectures import ARCHITECTURES, CONVERT, Config, describe, rope_factors
-from finetune_trainer.gguffile.vocabulary import special_tokens, vocabulary_of
+from finetune_trainer.gguffile.vocabulary import rows_of, special_tokens, vocabulary_of
 from finetune_trainer.tokenizer import ModelTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def write(folder: Path, config: Config, dtype: str, name: str, file: Path) -> No
     with ExitStack() as opened:
         tensors = list(_tensors(folder, config, matrices, opened))
         writer = GGUFWriter(file, MODEL_ARCH_NAMES[kind.arch])
-        writer.add_name(name)
         writer.add_file_type(file_type)
-        _write(writer, folder, config, load_tokenizer(folder), tensors)
+        _write(writer, name, folder, config, load_tokenizer(folder), tensors)
 
 
-def write_tokenizer(folder: Path, tokenizer: ModelTokenizer, rows: int, file: Path) -> None:
+def write_tokenizer(folder: Path, tokenizer: ModelTokenizer, file: Path) -> None:
     """A tokenizer with the smallest model that llama.cpp loads: one layer of zeros, 32 wide."""
+    rows = rows_of(tokenizer)
     narrow = GGMLQuantizationType.F16
     shapes = {
         "token_embd": (rows, 32), "output_norm": (32,), "blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,),
@@ -67,7 +67,7 @@ def write_tokenizer(folder: Path, tokenizer: ModelTokenizer, rows: int, file: Pa
         "model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
         "num_attention_heads": 1, "rms_norm_eps": 1e-5, "vocab_size": rows, "max_position_embeddings": 512,
     }  # fmt: skip
-    _write(GGUFWriter(file, MODEL_ARCH_NAMES[MODEL_ARCH.LLAMA]), folder, config, tokenizer, tensors)
+    _write(GGUFWriter(file, MODEL_ARCH_NAMES[MODEL_ARCH.LLAMA]), "tokenizer", folder, config, tokenizer, tensors)
 
 
 def _zeros(
@@ -79,13 +79,13 @@ def _zeros(
 
 
 def _write(
-    writer: GGUFWriter, folder: Path, config: Config, tokenizer: ModelTokenizer, tensors: Sequence[Tensor]
+    writer: GGUFWriter, name: str, folder: Path, config: Config, tokenizer: ModelTokenizer, tensors: Sequence[Tensor]
 ) -> None:
     rows = int(config["vocab_size"])
     writer.add_type("model")
     writer.add_quantization_version(GGML_QUANT_VERSION)
     describe(writer, config)
-    vocabulary_of(tokenizer, rows).describe(writer)
+    vocabulary_of(tokenizer, rows).describe(writer, name)
     special_tokens(folder, tokenizer, rows).add_to_gguf(writer, quiet=True)
     for tensor in tensors:
         size = (4 if tensor.type == GGMLQuantizationType.F32 else 2) * math.prod(tensor.shape)
