@@ -246,6 +246,17 @@ def test_unknown_targets_are_refused_with_those_that_exist(bucket: Store, endpoi
         )
 
 
+def test_a_gguf_export_that_could_not_be_made_is_refused_before_a_gpu_is_asked_for(bucket: Store, endpoint: str) -> None:
+    """And one that can be, tokenizer and all, is not."""
+    dataset = put_rows(bucket, [chat(0), chat(1)])
+    run_prepare(bucket, endpoint, dataset=dataset, output={"exports": ["GGUF"]})
+    config = json.loads(bucket.get_bytes("base/config.json"))
+    bucket.put_json("base/config.json", {**config, "model_type": "gpt_neox"})
+    with pytest.raises(RunFailure, match="GGUF is not made of model type 'gpt_neox', only of llama, mistral") as caught:
+        run_prepare(bucket, endpoint, dataset=dataset, output={"exports": ["GGUF"]})
+    assert caught.value.reason == "UnsupportedCombination"
+
+
 @pytest.mark.parametrize("objective", ["DPO", "ORPO", "Reward"])
 def test_preferences_become_a_prompt_and_two_answers(
     bucket: Store, endpoint: str, tmp_path: Path, objective: str
