@@ -246,7 +246,9 @@ def test_unknown_targets_are_refused_with_those_that_exist(bucket: Store, endpoi
         )
 
 
-def test_a_gguf_export_that_could_not_be_made_is_refused_before_a_gpu_is_asked_for(bucket: Store, endpoint: str) -> None:
+def test_a_gguf_export_that_could_not_be_made_is_refused_before_a_gpu_is_asked_for(
+    bucket: Store, endpoint: str
+) -> None:
     """And one that can be, tokenizer and all, is not."""
     dataset = put_rows(bucket, [chat(0), chat(1)])
     run_prepare(bucket, endpoint, dataset=dataset, output={"exports": ["GGUF"]})

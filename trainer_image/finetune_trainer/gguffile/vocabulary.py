@@ -119,6 +119,9 @@ def vocabulary_of(tokenizer: ModelTokenizer, rows: int) -> Vocabulary:
 def special_tokens(folder: Path, tokenizer: ModelTokenizer, rows: int) -> SpecialVocab:
     """Ids of the special tokens, which of them are put around a text, and the chat template."""
     special = SpecialVocab(folder, load_merges=False, n_vocab=rows)
+    for name, ids in (("bos", tokenizer.bos), ("eos", tokenizer.eos)):
+        if ids:
+            special.special_token_ids.setdefault(name, ids[0])
     # What it really puts around a text; the library reads that off the post-processor, and only simple ones.
     special.add_special_token = {"bos": bool(tokenizer.bos), "eos": _ends_texts(tokenizer)}
     special.chat_template = tokenizer.template.source if tokenizer.has_own_template else None
