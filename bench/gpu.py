@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if not options.smoke and not torch.cuda.is_available():
         parser.error("torch sees no NVIDIA GPU; --smoke runs on the CPU")
-    startup.import_libraries()
+    startup.import_libraries(processes=1)
     device = torch.device("cpu" if options.smoke else "cuda:0")
     name = "CPU" if options.smoke else torch.cuda.get_device_name(device)
     print(

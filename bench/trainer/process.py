@@ -27,6 +27,7 @@ class Trace:
     """What was seen of a run. Seconds count from the start of the process; losses are those of the steps, in order."""
 
     ready: float | None = None
+    ready_cpu: float = 0.0
     steps: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)  # CPU seconds that were used when the steps were done
     losses: list[float] = field(default_factory=list)
@@ -70,6 +71,8 @@ def watch(command: Sequence[str], signs: Signs, environment: dict[str, str], log
 
     Memory is the largest resident set of any one process of it, as the kernel counts it.
     """
+    # An image has its libraries compiled, and so has anybody's second run.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     trace, begun = Trace(), time.monotonic()
     process = subprocess.Popen(
         command,
@@ -78,7 +81,7 @@ def watch(command: Sequence[str], signs: Signs, environment: dict[str, str], log
         stdin=subprocess.DEVNULL,
         text=True,
         errors="replace",
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        env={**inherited, "PYTHONUNBUFFERED": "1", **environment},
         start_new_session=True,
     )
     alarm = threading.Timer(timeout, os.killpg, (process.pid, 9))
@@ -90,7 +93,7 @@ def watch(command: Sequence[str], signs: Signs, environment: dict[str, str], log
                 seconds = time.monotonic() - begun
                 file.write(f"{seconds:8.2f} {line}")
                 if signs.ready and trace.ready is None and signs.ready.search(line):
-                    trace.ready = seconds
+                    trace.ready, trace.ready_cpu = seconds, cpu_seconds(process.pid)
                 if signs.step.search(line):
                     trace.steps.append(seconds)
                     trace.cpu.append(cpu_seconds(process.pid))

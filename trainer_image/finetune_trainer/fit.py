@@ -16,6 +16,7 @@ from finetune_trainer.attention import lengths_now
 from finetune_trainer.checkpoint import Snapshot, State
 from finetune_trainer.data import Row, Rows, batch_rows
 from finetune_trainer.distributed import World, sum_gradients, summed
+from finetune_trainer.eager import no_compiler
 from finetune_trainer.failures import NON_FINITE_LOSS, RunFailure
 from finetune_trainer.initialization import Tensors
 from finetune_trainer.objectives import Objective, batch_totals
@@ -136,6 +137,7 @@ class Fit:
         )
         return training.learning_rate * factor
 
+    @no_compiler()
     def _update(self) -> float:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         sum_gradients(self.world, parameters)

@@ -17,6 +17,7 @@ from finetune_trainer.dropout import lighten
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.methods import FROM_WEIGHTS, REBASED, keep_trainables_exact, peft_config, trainable
 from finetune_trainer.quantization import was_transposed
+from finetune_trainer.startup import bitsandbytes_if_loaded
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -79,7 +80,8 @@ def _wrap(model: "PreTrainedModel", config: Any, spec: FineTuneSpec) -> "PeftMod
     from peft import PeftModel, get_peft_model
 
     try:
-        wrapped = get_peft_model(model, config)
+        with bitsandbytes_if_loaded():
+            wrapped = get_peft_model(model, config)
     except (ValueError, NotImplementedError) as error:
         raise RunFailure(
             UNSUPPORTED_COMBINATION,

@@ -7,6 +7,7 @@ import torch
 from torch.optim import Optimizer
 
 from finetune_operator.api.finetune import FineTuneSpec
+from finetune_trainer.eager import no_compiler
 
 CONSTANTS = frozenset({"qmap1", "qmap2"})  # bitsandbytes' code books, one object shared by all parameters
 Groups = list[dict[str, Any]]
@@ -70,6 +71,7 @@ def parameter_groups(spec: FineTuneSpec, named: dict[str, torch.nn.Parameter]) -
     ]
 
 
+@no_compiler()
 def make_optimizer(spec: FineTuneSpec, named: dict[str, torch.nn.Parameter]) -> Optimizer:
     """The optimizer of `training.optimizer` over what is trained."""
     return OPTIMIZERS[spec.training.optimizer](parameter_groups(spec, named), lr=spec.training.learning_rate)

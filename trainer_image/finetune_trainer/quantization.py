@@ -9,6 +9,7 @@ import torch
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.combinations import quantization_type
+from finetune_trainer.eager import no_compiler
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.precision import DTYPES, Precision
 from finetune_trainer.shards import Shards
@@ -41,6 +42,7 @@ def quantization_config(spec: FineTuneSpec, precision: Precision) -> "BitsAndByt
     )
 
 
+@no_compiler()
 def load_base_model(
     folder: Path, spec: FineTuneSpec, precision: Precision, device: torch.device, shards: Shards | None = None
 ) -> "PreTrainedModel":

@@ -1,39 +1,57 @@
 """The heavy imports, made once and without what training never uses: imports are most of the time to the first step."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
+from finetune_trainer.eager import no_compiler
+
+
+def import_libraries(processes: int) -> None:
+    """Import torch's companions, as far as a run of this many processes needs them."""
+    for chatty in ("bitsandbytes", "transformers", "torch.distributed"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)  # a hub kernel that is not there, progress bars, redirects
+    with no_compiler(), bitsandbytes_if_loaded(), no_distributed() if processes == 1 else nullcontext():
+        import peft  # noqa: F401
+        import transformers
+    transformers.utils.logging.disable_progress_bar()
+
 
 @contextmanager
-def no_compiler() -> Iterator[None]:
-    """Within it `torch.compile` is the identity.
+def no_distributed() -> Iterator[None]:
+    """Within it torch says that it was built without its distributed package, as some are; libraries remember it.
 
-    bitsandbytes decorates its CPU fallbacks with it, and so imports the whole of inductor (sympy, networkx, ...): half of
-    the start-up. Eager fallbacks also give the same bits on every node, and need no C++ compiler in the image.
+    Otherwise every model imports tensor parallelism and FSDP: DTensor and, for shapes that are symbols, sympy.
     """
-    compiler = torch.compile
+    is_available = torch.distributed.is_available
+    torch.distributed.is_available = lambda: False
+    try:
+        from transformers.utils.import_utils import is_torch_distributed_available
 
-    def identity(function: Callable[..., Any] | None = None, **options: object) -> Callable[..., Any]:
-        return function if function is not None else lambda decorated: decorated
+        is_torch_distributed_available()
+        yield
+    finally:
+        torch.distributed.is_available = is_available
 
-    torch.compile = identity  # type: ignore[assignment]
+
+@contextmanager
+def bitsandbytes_if_loaded() -> Iterator[None]:
+    """Within it PEFT finds bitsandbytes only where transformers has loaded quantized weights with it.
+
+    PEFT would import it for every model, to see whether a layer is one of its.
+    """
+    hidden = "bitsandbytes" not in sys.modules
+    if hidden:
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # Python's own way to say that there is none
     try:
         yield
     finally:
-        torch.compile = compiler
+        if hidden:
+            del sys.modules["bitsandbytes"]
+            from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 
-
-def import_libraries() -> None:
-    """Import torch's companions in the order that costs least."""
-    for chatty in ("bitsandbytes", "transformers", "torch.distributed"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)  # a hub kernel that is not there, progress bars, redirects
-    with no_compiler():
-        import bitsandbytes  # noqa: F401
-    import peft  # noqa: F401
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
+            is_bnb_available.cache_clear()
+            is_bnb_4bit_available.cache_clear()

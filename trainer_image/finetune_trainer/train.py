@@ -99,9 +99,9 @@ def attempt(
     from finetune_trainer.reference import rows_used, set_references
     from finetune_trainer.shards import Shards
 
-    startup.import_libraries()
-    log.info("start: imports took %.1f s", time.monotonic() - started)
     world = find_world(run)
+    startup.import_libraries(world.size)
+    log.info("start: imports took %.1f s", time.monotonic() - started)
     device = find_device(spec.resources.gpus, run.pretend_gpu, world.local_rank)
 
     def end(failure: RunFailure) -> None:

@@ -5,4 +5,4 @@ import torch  # noqa: F401
 
 from finetune_trainer import adapter, evaluate, fit, peers, stage, startup  # noqa: F401
 
-startup.import_libraries()
+startup.import_libraries(processes=2)
