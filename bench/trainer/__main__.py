@@ -1,6 +1,6 @@
 """Our trainer beside a plain loop and `trl sft` on this machine's CPU: speed, time to the first step, memory, losses.
 
-    python -m bench.trainer [--rounds 3] [--steps 4] [--peers] [--smoke]
+    python -m bench.trainer [--rounds 3] [--steps 4] [--peers] [--isa avx2] [--smoke]
 
 All contestants run in turn, round after round, and what counts is the ratio of medians: a machine that is busy is busy
 for all. Tokens are those of the samples; padding is not work that anyone asked for. Ends with 1 when a target is missed.
@@ -26,6 +26,7 @@ from tests.unit.trainer.minio_server import minio_binary, minio_server
 
 ROWS = 2000
 LONGEST_RUN = 300.0  # seconds
+ISAS = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}}
 
 
 def main() -> int:
@@ -34,13 +35,15 @@ def main() -> int:
     parser.add_argument(
         "--steps", type=int, default=4, help="optimizer steps of each run; the first is not in the speed"
     )
-    parser.add_argument("--peers", action="store_true", help="LLaMA-Factory and Axolotl too, where they install")
+    parser.add_argument("--peers", action="store_true", help="against LLaMA-Factory and Axolotl, where they install")
+    parser.add_argument("--isa", choices=ISAS, help="hold everybody's kernels to what an older CPU has")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, one round: does it work?")
     parser.add_argument("--logs", type=Path, help="keep what every run said in this folder")
     options = parser.parse_args()
     if minio_binary() is None:
         sys.exit("no minio: run `make cluster-binaries`")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    os.environ.update(ISAS.get(options.isa, {}))
     recipe = Recipe(steps=options.steps)
     with tempfile.TemporaryDirectory(prefix="bench-trainer-") as scratch:
         work = Path(scratch)
@@ -54,15 +57,14 @@ def main() -> int:
         print(machine(), flush=True)
         with minio_server(work / "minio") as endpoint:
             ours = Ours(endpoint, work / "model", work / "rows.jsonl", recipe, work, "Auto")
-            contestants = [
-                naive(work / "model", work / "ordered", work / "output", recipe),
-                trl_sft(work / "model", work / "ordered", work / "output", recipe),
-                Contestant("finetune", ours.command, OUR_STEPS, ours.environment()),
-            ]
+            contestants = [Contestant("finetune", ours.command, OUR_STEPS, ours.environment())]
             if options.peers:
                 from bench.trainer.peers import installed
 
                 contestants += installed(work, work / "model", work / "ordered", recipe)
+            else:
+                for build in (naive, trl_sft):
+                    contestants.append(build(work / "model", work / "ordered", work / "output", recipe))
             results = Results()
             for number in range(1 if options.smoke else options.rounds):
                 for contestant in rotated(contestants, number):
@@ -105,8 +107,9 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
     kind = "with bf16 instructions" if cpu_has_bf16() else "without bf16 instructions"
+    held = " ".join(f"{name}={os.environ[name]}" for name in ISAS["avx2"] if name in os.environ)
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    return f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, {name}, {os.cpu_count()} cores, {kind}; load {load}"
+    return f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, {name}, {os.cpu_count()} cores, {kind} {held}; load {load}"
 
 
 if __name__ == "__main__":

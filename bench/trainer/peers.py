@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.trainer.contestants import TRAINER_STEPS, Contestant
+from bench.trainer.contestants import TRAINER_STEPS, Contestant, contestant
 from bench.trainer.workload import MAX_LENGTH, Recipe
 
 INSTALL_SECONDS = 600.0
@@ -86,7 +86,7 @@ def llama_factory(programs: Path, model: Path, data: Path, work: Path, recipe: R
         "output_dir": str(work / "output-llamafactory"),
     }
     command = [str(programs / "llamafactory-cli"), "train", _written(work / "llamafactory.yaml", settings)]
-    return Contestant("LLaMA-Factory", lambda: command, TRAINER_STEPS)
+    return contestant("LLaMA-Factory", command, TRAINER_STEPS, work)
 
 
 def axolotl(programs: Path, model: Path, data: Path, work: Path, recipe: Recipe) -> Contestant:
@@ -131,7 +131,7 @@ def axolotl(programs: Path, model: Path, data: Path, work: Path, recipe: Recipe)
     }
     command = [str(programs / "axolotl"), "train", _written(work / "axolotl.yaml", settings), "--launcher", "python"]
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    return Contestant("Axolotl", lambda: command, TRAINER_STEPS, {"AXOLOTL_DO_NOT_TRACK": "1", "PATH": path})
+    return contestant("Axolotl", command, TRAINER_STEPS, work, AXOLOTL_DO_NOT_TRACK="1", PATH=path)
 
 
 def _written(path: Path, settings: dict[str, object]) -> str:

@@ -80,6 +80,8 @@ class Results:
             verdicts.append(self.judge("peak memory, of trl sft's", memory, MEMORY, at_least=False))
         for name in self.runs.keys() - {mine}:
             print(f"{f'CPU time per token, {name} over ours':48}{self.cost(name) / self.cost(mine):>7.2f}")
+            ready = self.figure(mine, lambda t: t.ready_cpu) / self.figure(name, lambda t: t.ready_cpu)
+            print(f"{f'CPU time until ready, ours of that of {name}':48}{ready:>7.2f}")
         for name in self.runs.keys() - {mine, "plain loop", "trl sft"}:
             print(f"{f'tokens/s over {name}':48}{self.speed(mine) / self.speed(name):>7.2f}")
         verdicts += [self.same_losses(name) for name in self.runs if name != mine]

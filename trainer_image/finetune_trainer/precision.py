@@ -1,12 +1,15 @@
 """Which number format a run computes in: bf16 only where the hardware has it, because emulated bf16 is 15 times slower."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is how arm64 spells it
+# What oneDNN, which multiplies for torch, may be held to (its variable ONEDNN_MAX_CPU_ISA) that has no bf16.
+OLDER_ISAS = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class Precision:
 DTYPES = {"BF16": "bfloat16", "FP16": "float16", "FP32": "float32"}
 
 
-@cache
-def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU multiplies bf16 in hardware; False where the kernel does not tell."""
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo"), environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether bf16 is multiplied in this CPU's hardware; False where the kernel does not tell, or oneDNN may not."""
+    if environment.get("ONEDNN_MAX_CPU_ISA", "").upper() in OLDER_ISAS:
+        return False
     try:
         text = cpuinfo.read_text()
     except OSError:

@@ -5,30 +5,38 @@ python -m tests.unit.trainer.lean: prints it as JSON, from a process that has im
 
 import json
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from finetune_trainer import initialization, optimizers
 from finetune_trainer.eager import no_compiler
+from finetune_trainer.precision import Precision
+from finetune_trainer.quantization import load_base_model
 
 from .families import FAMILIES
 from .tiny import finetune_spec
 
-HEAVY = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torch.distributed.fsdp", "sympy", "networkx",
+HEAVY = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torch.distributed.fsdp", "networkx",
          "bitsandbytes", "triton", "trl", "datasets", "pandas", "scipy")  # fmt: skip
 
 
 def step_of(family: str) -> list[str]:
     """The losses of two steps of a tiny model with LoRA, to the last bit."""
     from peft import LoraConfig
+    from safetensors.torch import save_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    with no_compiler():
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]))
-    model.requires_grad_(False)
     spec = finetune_spec()
+    with TemporaryDirectory() as folder:
+        with no_compiler():
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family]))
+        model.config.to_json_file(f"{folder}/config.json")
+        save_model(model, f"{folder}/model.safetensors", {"format": "pt"})
+        model = load_base_model(Path(folder), spec, Precision("float32", scaled=False), torch.device("cpu"))
     wrapped = initialization._wrap(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"), spec)
     trained = {name: parameter for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     optimizer, losses = optimizers.make_optimizer(spec, trained), []

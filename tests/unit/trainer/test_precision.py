@@ -18,6 +18,13 @@ def test_a_cpu_has_bf16_only_with_its_instructions(flags: str, found: bool, tmp_
     assert cpu_has_bf16(cpuinfo) is found
 
 
+@pytest.mark.parametrize(("isa", "found"), [("AVX2", False), ("AVX512_CORE", False), ("AVX512_CORE_BF16", True)])
+def test_a_cpu_has_no_bf16_where_the_kernels_may_not_use_it(isa: str, found: bool, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : avx2 avx512_bf16\n")
+    assert cpu_has_bf16(cpuinfo, {"ONEDNN_MAX_CPU_ISA": isa}) is found
+
+
 def test_an_unreadable_cpuinfo_means_no_bf16(tmp_path: Path) -> None:
     assert cpu_has_bf16(tmp_path / "none") is False
 
