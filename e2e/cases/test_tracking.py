@@ -35,7 +35,7 @@ def test_a_suspended_run_is_one_run_in_each_tracker_and_no_step_is_there_twice(
     tune.patch({"suspend": False})
     status = tune.wait_true("Complete")["status"]
 
-    told = {one["name"]: one for one in status["run"]["tracking"]}
+    told = {one["name"]: one for one in status["progress"]["tracking"]}
     assert not told["MLflow"].get("message") and not told["WandB"].get("message")
     assert told["MLflow"]["url"].startswith(f"{address['mlflow']}/#/experiments/")
     mlflow, wandb = (what_it_has(kubectl, namespace, kind) for kind in ("mlflow", "wandb"))
@@ -55,6 +55,6 @@ def test_a_tracker_that_is_not_there_is_told_of_and_the_run_succeeds(
 ) -> None:
     tracking = {"mlflow": {"uri": "http://nowhere.svc:5000"}}
     status = apply(finetune("untracked", namespace, seed, tracking=tracking)).wait_true("Complete")["status"]
-    [told] = status["run"]["tracking"]
+    [told] = status["progress"]["tracking"]
     assert "4 of 4 steps are missing there" in told["message"]
     assert "TrackingIncomplete" in kubectl.run("get", "events", "-n", namespace)

@@ -4,6 +4,7 @@ import logging
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ LOG_INTERVAL = 10.0
 class Progress:
     """Called after every step; keeps the figures of the run."""
 
-    def __init__(self, fit: Fit, listener: Listener) -> None:
-        self.fit, self.listener = fit, listener
+    def __init__(self, fit: Fit, listener: Listener, tracking: Callable[[], list[TrackerStatus]] = list) -> None:
+        self.fit, self.listener, self.tracking = fit, listener, tracking
         self.resumed_from: int | None = fit.state.step or None
         self.seconds_to_first_step: float | None = None
         self.tokens_per_second = 0.0
@@ -71,6 +72,7 @@ class Progress:
             learning_rate=state.metrics[-1]["learningRate"] if state.metrics else None,
             tokens_per_second=round(self.tokens_per_second, 1),
             eta_seconds=round((plan.steps - state.step) * elapsed / done) if done else None,
+            tracking=self.tracking(),
         )
 
     def figures(self) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def attempt(
         def measure() -> dict[str, float]:
             return evaluate(model, objective, held_out, plan.micro_batch, world, device) if held_out else {}
 
-        progress = Progress(fit, listener)
+        progress = Progress(fit, listener, tracking.now)
 
         def tell() -> None:
             if world.leads:

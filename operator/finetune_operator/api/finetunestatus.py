@@ -26,14 +26,6 @@ class FineTuneSummary(Status):
     cost: Text = Field(default="-", description="GPU-hours used, and their price where one is set.")
 
 
-class TrackerStatus(Status):
-    """The run in an experiment tracker."""
-
-    name: Literal["MLflow", "WandB"] = Field(description="The tracker.")
-    url: Text = Field(default="", description="The run's page.")
-    message: Text = Field(default="", description="What it did not take, and why; empty when it has everything.")
-
-
 class RunStatus(Status):
     """The current run: one training of one set of inputs."""
 
@@ -68,15 +60,22 @@ class RunStatus(Status):
         description="What was changed to go on, e.g. a smaller micro batch after running out of memory.",
     )
     report: Text = Field(default="", description="Page with curves, data, answers and figures of the run.")
-    tracking: list[TrackerStatus] = Field(
-        default_factory=list, max_length=4, description="The run in the experiment trackers of spec.tracking."
-    )
     disruptions: int = Field(
         default=0, ge=0, description="Attempts that ended by eviction, preemption, node loss or suspension."
     )
     gpu_seconds: float = Field(default=0, ge=0, description="GPU time of the attempts that ended, in seconds.")
     infrastructure_retries: int = Field(default=0, ge=0, description="Retries used of spec.retry.infrastructure.")
     out_of_memory_retries: int = Field(default=0, ge=0, description="Retries used of spec.retry.outOfMemory.")
+
+
+class TrackerStatus(Status):
+    """The run in an experiment tracker."""
+
+    name: Literal["MLflow", "WandB"] = Field(description="The tracker.")
+    url: Text = Field(default="", description="The run's page.")
+    message: Text = Field(
+        default="", description="Why it takes nothing now or, in the end, what it did not take; empty when all is well."
+    )
 
 
 class ProgressStatus(Status):
@@ -90,6 +89,9 @@ class ProgressStatus(Status):
     learning_rate: float | None = Field(default=None, description="Learning rate of the newest step.")
     tokens_per_second: float | None = Field(default=None, description="Tokens learned per second, padding not counted.")
     eta_seconds: int | None = Field(default=None, ge=0, description="Seconds that training still takes.")
+    tracking: list[TrackerStatus] = Field(
+        default_factory=list, max_length=4, description="The run in the experiment trackers of spec.tracking."
+    )
     reported_at: Time | None = Field(default=None, description="When the pod reported this (UTC).")
 
 

@@ -185,6 +185,7 @@ def take_up_training(view: View) -> Plan | None:
             "total_steps": trained.steps,
             "loss": trained.final_loss if trained.final_loss is not None else before.loss,
             "eta_seconds": None,
+            "tracking": trained.tracking,
         }
     )
     run = attempts.settled(view).model_copy(
@@ -192,7 +193,6 @@ def take_up_training(view: View) -> Plan | None:
             "resumed_from_step": trained.resumed_from_step,
             "micro_batch": trained.micro_batch or view.run.micro_batch,
             "report": trained.report,
-            "tracking": trained.tracking,
         }
     )
     known = _updated(view.status, run=run, progress=progress, adapter=trained.adapter, evaluation=trained.evaluation)

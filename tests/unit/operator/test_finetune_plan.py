@@ -163,7 +163,9 @@ def test_what_a_tracker_did_not_take_is_in_status_and_an_event_and_the_run_succe
         TrackerStatus(name="WandB", url="https://wandb/run"),
     ]
     made = seen(parent, [prepare, train], [terminated(train, result=trained(train, tracking=told))])
-    assert made.status.phase == "Succeeded" and made.status.run is not None and made.status.run.tracking == told
+    assert (
+        made.status.phase == "Succeeded" and made.status.progress is not None and made.status.progress.tracking == told
+    )
     [event] = [event for event in made.events if event.reason == "TrackingIncomplete"]
     assert event.note == "MLflow: 3 of 40 steps are missing there: no route" and event.type == "Warning"
 

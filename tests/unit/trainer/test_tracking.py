@@ -161,6 +161,17 @@ def test_one_that_is_away_until_the_end_is_told_of() -> None:
     assert follower.status().message == "3 of 3 steps are missing there: OSError: no route to host"
 
 
+def test_page_and_trouble_are_known_while_training_goes_on() -> None:
+    story, tracker = a_story(steps=3), Notebook()
+    follower = following(tracker, story)
+    until(lambda: follower.sent == 2)
+    assert (follower.now().url, follower.now().message) == ("http://tracker/run", "")
+    tracker.errors += [OSError("no route to host")] * 1000
+    add_steps(story, 1)
+    until(lambda: follower.now().message == "OSError: no route to host")
+    follower.end("Finished")
+
+
 def test_one_that_refuses_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     story, tracker = a_story(steps=3), Notebook(TrackerRefused("the key is wrong"))

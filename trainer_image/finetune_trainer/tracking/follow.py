@@ -76,6 +76,10 @@ class Follower:
         self._end, self._deadline = end, time.monotonic() + PATIENCE[end]
         self._wake.set()
 
+    def now(self) -> TrackerStatus:
+        """How it is while training goes on."""
+        return TrackerStatus(name=self.tracker.name, url=self.tracker.url, message=self.trouble[:MESSAGE])
+
     def status(self) -> TrackerStatus:
         """What became of it, once its patience is over."""
         self._thread.join(max(0.0, self._deadline - time.monotonic()))
@@ -137,6 +141,10 @@ class Tracking:
         """After an optimizer step: nothing is imported or asked before the first one."""
         for follower in self.followers:
             follower.start()
+
+    def now(self) -> list[TrackerStatus]:
+        """How they are while training goes on."""
+        return [follower.now() for follower in self.followers]
 
     def end(self, end: End) -> list[TrackerStatus]:
         """Wait for the trackers, but not for long; says what each of them has."""
