@@ -9,7 +9,7 @@ from e2e.cases.objects import finetune
 from e2e.cases.trackers import start_trackers, what_it_has
 from e2e.kubectl import Kubectl, Object
 
-STEPS = 120
+STEPS = 240
 KEY = "0123456789" * 4
 
 

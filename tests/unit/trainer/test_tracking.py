@@ -1,5 +1,7 @@
 """Following a run in a tracker: what it gets and when, and that a bad one costs the run nothing."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -193,6 +195,15 @@ def test_nothing_is_asked_before_the_first_step_and_nothing_where_none_is_config
     assert asked.end("Interrupted") == [] and asked.end("Failed") == []
     assert not asked.followers[0].started
     assert Tracking(story.run, story, tmp_path).followers == []
+
+
+def test_no_library_of_a_tracker_is_imported_at_the_start() -> None:
+    code = (
+        "import sys, finetune_trainer.train, finetune_trainer.tracking.mlflow, finetune_trainer.tracking.wandb\n"
+        "print(sorted({'wandb', 'tensorboardX', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_run_of_which_only_the_evaluation_was_left_is_closed_too(tmp_path: Path) -> None:
