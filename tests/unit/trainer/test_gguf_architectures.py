@@ -77,6 +77,20 @@ def test_a_scaled_rotary_embedding_is_the_same(tmp_path: Path, scaling: dict[str
     assert agreement(tmp_path, config, model).logits < 0.001
 
 
+@pytest.mark.parametrize("original", [8, 256], ids=["longer", "within"])
+def test_phi_3s_rotary_embedding_is_the_same_within_its_original_length_and_beyond(
+    tmp_path: Path, original: int
+) -> None:
+    """llama.cpp decides by the length of its context, which is a multiple of 256."""
+    scaling = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+        "short_factor": [1.0 + i / 10 for i in range(6)], "long_factor": [2.0 + i for i in range(6)],
+        "original_max_position_embeddings": original,
+    }  # fmt: skip
+    config, model = make(tmp_path, "phi3", rope_parameters=scaling, original_max_position_embeddings=original)
+    assert agreement(tmp_path, config, model).logits < 0.001
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_file_has_the_type_of_the_merged_weights(tmp_path: Path, dtype: str) -> None:
     config, model = make(tmp_path, "llama", dtype)
@@ -108,8 +122,8 @@ def test_a_file_that_llama_cpp_does_not_load_is_refused(tmp_path: Path) -> None:
     [
         ({"model_type": "gpt_oss"}, "not made of model type 'gpt_oss', only of llama, mistral"),
         (
-            {"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": []}},
-            "rope scaling 'longrope'",
+            {"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope scaling 'dynamic'",
         ),
     ],
 )

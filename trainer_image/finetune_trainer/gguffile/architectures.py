@@ -44,7 +44,8 @@ ARCHITECTURES = {
 }
 SCALINGS = {
     "default": None,
-    "llama3": None,  # one tensor of factors, see rope_factors
+    "llama3": None,  # a tensor of factors, see rope_factors
+    "longrope": None,  # two of them
     "linear": RopeScalingType.LINEAR,
     "yarn": RopeScalingType.YARN,
 }
@@ -94,6 +95,9 @@ def describe(writer: GGUFWriter, config: Config) -> None:
         writer.add_rope_scaling_factor(scaling["factor"])
         if original := scaling.get("original_max_position_embeddings"):
             writer.add_rope_scaling_orig_ctx_len(original)
+    if scaling["rope_type"] == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(_original(config))
+        writer.add_rope_scaling_attn_factors(_attention_factor(config))
     _peculiar(writer, config)
 
 
@@ -119,11 +123,17 @@ def context(config: Config) -> int:
     return min(longest, window) if window and windowed else longest
 
 
-def rope_factors(config: Config) -> list[float]:
-    """What Llama 3.1's scaling divides each frequency by (transformers, modeling_rope_utils); empty without it."""
+def rope_factors(config: Config) -> dict[str, list[float]]:
+    """What a scaling divides each frequency by, as tensors (transformers, modeling_rope_utils); none without one."""
     scaling = rope(config)
-    if scaling["rope_type"] != "llama3":
-        return []
+    if scaling["rope_type"] == "longrope":  # Phi-3's: one for texts within the original length, one for longer ones
+        return {f"rope_factors_{kind}.weight": list(scaling[f"{kind}_factor"]) for kind in ("short", "long")}
+    if scaling["rope_type"] == "llama3":
+        return {"rope_freqs.weight": _llama3_factors(config, scaling)}
+    return {}
+
+
+def _llama3_factors(config: Config, scaling: Mapping[str, Any]) -> list[float]:
     size, factor = head_size(config), float(scaling["factor"])
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     original = float(scaling["original_max_position_embeddings"])
@@ -133,3 +143,16 @@ def rope_factors(config: Config) -> list[float]:
         share = (original / length - low) / (high - low)
         factors.append(1 / (min(max(share, 0.0), 1.0) * (1 - 1 / factor) + 1 / factor))
     return factors
+
+
+def _original(config: Config) -> int:
+    """Phi-3 keeps the length before the scaling beside the scaling."""
+    found = rope(config).get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return int(found or config["max_position_embeddings"])
+
+
+def _attention_factor(config: Config) -> float:
+    if given := rope(config).get("attention_factor"):
+        return float(given)
+    factor = int(config["max_position_embeddings"]) / _original(config)
+    return math.sqrt(1 + math.log(factor) / math.log(_original(config))) if factor > 1 else 1.0

@@ -71,7 +71,7 @@ def _server(file: str, context: int) -> Any:
     params.n_parallel = 1
     params.warmup = params.fit_params = False
     params.no_extra_bufts = True  # no second copy of the weights in another order: the file is mapped into memory
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count() or 1
     # As transformers computes: nothing is rounded between the layers.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -103,9 +103,9 @@ def _tensors(folder: Path, config: Config, matrices: GGMLQuantizationType, opene
 
     kind = ARCHITECTURES[config["model_type"]]
     names = get_tensor_name_map(kind.arch, int(config["num_hidden_layers"]))
-    if factors := rope_factors(config):
-        values = np.array(factors, dtype=np.float32)
-        yield Tensor("rope_freqs.weight", values.shape, GGMLQuantizationType.F32, lambda: values)
+    for factors, each in rope_factors(config).items():
+        values = np.array(each, dtype=np.float32)
+        yield Tensor(factors, values.shape, GGMLQuantizationType.F32, values.copy)
     for path in sorted(folder.glob("*.safetensors")):
         weights = opened.enter_context(safe_open(str(path), "pt"))
         for key in sorted(weights.keys()):
