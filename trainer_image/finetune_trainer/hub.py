@@ -81,16 +81,20 @@ def _failure(
 
 def _of_task(where: str, repo: str, status: int | None, chain: list[BaseException]) -> RunFailure | None:
     """A task's data has no field of its own, and no token."""
+    from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors
 
-    if status in (401, 403) or any(isinstance(one, errors.GatedRepoError) for one in chain):
+    if any(isinstance(one, errors.GatedRepoError | DatasetNotFoundError) for one in chain):  # its name was found
         return RunFailure(
             failures.INVALID_TASK,
             f"{where}: {endpoint()} does not let everybody read its data {repo}, and tasks have no token; choose "
             "another task",
         )
-    if status == 404 or any(isinstance(one, errors.RepositoryNotFoundError) for one in chain):
-        return RunFailure(failures.INVALID_TASK, f"{where}: its data {repo} is not on {endpoint()}; put a copy there")
+    if status in (401, 403, 404):  # a hub does not tell those who have no token which of them it is
+        return RunFailure(
+            failures.INVALID_TASK,
+            f"{where}: its data {repo} is not on {endpoint()}, or may not be seen; put a copy there",
+        )
     if status is not None or any(_is_connection(one) for one in chain):
         last = str(chain[-1]).splitlines()[0] if str(chain[-1]) else type(chain[-1]).__name__
         return RunFailure(

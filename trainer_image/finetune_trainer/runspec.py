@@ -185,7 +185,7 @@ def _gated_metrics(value: Any) -> Any:
     if "gates" in value:
         gated = {gate["metric"] for gate in value["gates"]}
         kept = {key: {name: value[key][name] for name in value[key] if name in gated} for key in ("base", "adapter")}
-        return value | kept
+        return value | kept | {"lowerIsBetter": [name for name in value.get("lowerIsBetter", []) if name in gated]}
     return {key: _gated_metrics(item) for key, item in value.items()}
 
 

@@ -123,18 +123,22 @@ def _check_gates(evaluation: Evaluation, task: EvaluationTask, tried: list[Score
 def from_hub(config: Any) -> DatasetDict:
     """What a task's configuration says about its data, from the hub."""
     from datasets import DatasetDict, disable_progress_bars, load_dataset
+    from huggingface_hub import HfApi
 
     disable_progress_bars()
+    repo, name = config.dataset_path, config.dataset_name
     options = {key: value for key, value in (config.dataset_kwargs or {}).items() if key != "trust_remote_code"}
-    with hub.explained("task", config.dataset_path, "main", None, config.task):
+    with hub.explained("task", repo, "main", None, config.task):
+        if "/" in repo and "revision" not in options:  # one without is a file format
+            options["revision"] = HfApi().dataset_info(repo).sha
         try:
-            found = load_dataset(config.dataset_path, config.dataset_name, **options)
+            found = load_dataset(repo, name, **options)
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
             raise RunFailure(
                 INVALID_TASK,
-                f"evaluation.tasks: {config.task} reads {config.dataset_path} with a program of that repository, and "
+                f"evaluation.tasks: {config.task} reads {repo} with a program of that repository, and "
                 "code from there is never run; choose another task",
             ) from error
     if not isinstance(found, DatasetDict):
