@@ -9,11 +9,13 @@ from finetune_trainer.outcome import finished_result
 from finetune_trainer.runspec import TrainResult
 from finetune_trainer.tasks import catalogue
 from finetune_trainer.tasks.fetch import leave_tasks
+from finetune_trainer.verdict import estimate_run
 
 from .test_tasks import DATA
 from .test_train import RUN, Bench
+from .test_train_shards import ROW_TOKENS, too_large
 from .test_train_two import result, two
-from .tiny import finetune_spec, make_rows, write_dataset
+from .tiny import finetune_spec, make_llama, make_rows, write_dataset
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -29,15 +31,18 @@ METRICS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def bench(endpoint: str, tiny_llama: Path, tmp_path: Path) -> Bench:
-    bench = Bench(endpoint, tiny_llama, write_dataset(tmp_path / "data", make_rows(8)), tmp_path / "work")
-    manager = catalogue.tasks_in(["arc", "gsm8k"])
-    asked = finetune_spec(evaluation=ASKED).evaluation
-    status = leave_tasks(asked, manager, lambda config: DATA[config.dataset_path], bench.store, tmp_path / "tasks")
+def asking(asked: dict[str, Any], endpoint: str, model: Path, folder: Path) -> Bench:
+    bench = Bench(endpoint, model, write_dataset(folder / "data", make_rows(8)), folder / "work")
+    manager, evaluation = catalogue.tasks_in(["arc", "gsm8k"]), finetune_spec(evaluation=asked).evaluation
+    status = leave_tasks(evaluation, manager, lambda config: DATA[config.dataset_path], bench.store, folder / "tasks")
     dataset = bench.prepared.dataset.model_copy(update={"tasks": status})
     bench.prepared = bench.prepared.model_copy(update={"dataset": dataset})
     return bench
+
+
+@pytest.fixture
+def bench(endpoint: str, tiny_llama: Path, tmp_path: Path) -> Bench:
+    return asking(ASKED, endpoint, tiny_llama, tmp_path)
 
 
 def test_base_and_adapter_answer_tasks_and_gates_judge_them(bench: Bench, tmp_path: Path) -> None:
@@ -68,3 +73,18 @@ def test_base_and_adapter_answer_tasks_and_gates_judge_them(bench: Bench, tmp_pa
         shared = TrainResult.model_validate(result(pods)).evaluation
     assert shared and shared.base == pytest.approx(evaluation.base)
     assert shared.adapter == pytest.approx(evaluation.adapter)
+
+
+def test_a_base_model_shared_out_over_processes_is_asked_by_the_first_one(endpoint: str, tmp_path: Path) -> None:
+    asked = {"tasks": [{"name": "arc_easy"}]}
+    model = make_llama(tmp_path / "llama", layers=6)
+    bench = asking(asked, endpoint, model, tmp_path)
+    spec = finetune_spec(evaluation=asked, training={"batchSize": 8, "maxSteps": 1})
+    whole = bench.train(spec, micro_batch=2).evaluation
+    bench.store.delete(RUN)
+    shared = too_large(spec, model)
+    bench.prepared = bench.prepared.model_copy(update={"estimate": estimate_run(model, shared, 0, ROW_TOKENS)})
+    with two(bench, shared, tmp_path / "shared", micro_batch=2, pretend_gpu=True) as pods:
+        halves = TrainResult.model_validate(result(pods)).evaluation
+    assert "shared out over 2 processes" in pods.logs()
+    assert halves and halves.base == pytest.approx(whole.base)
