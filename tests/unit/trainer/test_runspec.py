@@ -128,6 +128,7 @@ def test_many_metrics_are_cut_to_those_that_gates_ask_for() -> None:
     metrics = {f"task{number}/accuracy_normalised": number / 3 for number in range(60)}
     gates = [{"metric": "task7/accuracy_normalised", "passed": True, "value": 7 / 3}]
     evaluation = {"base": metrics, "adapter": metrics, "gates": gates, "passed": True}
+    evaluation["lowerIsBetter"] = list(metrics)
     trained = TrainResult.model_validate({"adapter": {"digest": "sha256:00"}, "evaluation": evaluation})
     wire = Result(stage="train", job="j", trained=trained).wire()
     assert len(wire) <= MAX_RESULT_BYTES
@@ -135,6 +136,7 @@ def test_many_metrics_are_cut_to_those_that_gates_ask_for() -> None:
     assert back
     assert back.evaluation
     assert back.evaluation.adapter == {"task7/accuracy_normalised": 7 / 3}
+    assert back.evaluation.lower_is_better == ["task7/accuracy_normalised"]
     assert back.evaluation.passed
 
 
