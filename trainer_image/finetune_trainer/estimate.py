@@ -121,13 +121,13 @@ def _weights(shape: Architecture, work: Workload) -> Part:
 
 
 def _gathered(shape: Architecture, spec: FineTuneSpec) -> Part:
-    """A shared-out model's block, embedding or head is whole while it computes; the next one may come before the
-    allocator has given back the last one's memory."""
+    """A shared-out model's block is whole while it computes, and the next one is on its way; so is the embedding, and
+    the head."""
     linear, full, _ = _stored(spec)
     block = linear * shape.linear_weights / shape.layers
-    largest = max(block, full * shape.vocabulary * shape.hidden)
-    source = "the largest of block, embedding and head, whole while it computes (ZeRO stage 3, Rajbhandari et al. 2020)"
-    return Part("gathered block", largest, largest, largest + block, source)
+    largest = max(2 * block, full * shape.vocabulary * shape.hidden)
+    source = "two blocks, or the embedding or head, whole while they compute (ZeRO stage 3, Rajbhandari et al. 2020)"
+    return Part("gathered blocks", largest, largest, largest + block, source)
 
 
 def _stored(spec: FineTuneSpec) -> tuple[float, int, str]:

@@ -80,8 +80,7 @@ class Unit:
         self._users += 1
         try:
             if self._users == 1:
-                self.shards.announce(self.number)
-                whole = self.collect()
+                whole = self.shards.fetch(self)
                 for piece in self.pieces:
                     flat = whole[piece.start : piece.start + piece.size]
                     piece.put(flat.view(piece.dtype).view(piece.shape))
@@ -91,17 +90,29 @@ class Unit:
             if not self._users:
                 self._put_away()
 
-    def collect(self) -> torch.Tensor:
-        """All processes' parts, in each of them."""
+    def collect(self) -> "Collection":
+        """Begin to bring all processes' parts together in each of them."""
         whole = torch.empty(len(self.shard) * self.shards.world.size, dtype=torch.uint8, device=self.shard.device)
-        torch.distributed.all_gather_single(whole, self.shard)
-        return whole
+        return Collection(self, whole, torch.distributed.all_gather_single(whole, self.shard, async_op=True))
 
     def _put_away(self) -> None:
         """Shapes, types and devices stay to be seen; who computes with what is not there gets no number."""
         for piece in self.pieces:
             nothing = math.nan if piece.dtype.is_floating_point else 0
             piece.put(torch.full((), nothing, dtype=piece.dtype, device=self.shard.device).expand(piece.shape))
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A unit's bytes on their way here."""
+
+    unit: Unit
+    whole: torch.Tensor
+    work: Any
+
+    def arrived(self) -> torch.Tensor:
+        self.work.wait()
+        return self.whole
 
 
 class Shards:
@@ -111,6 +122,9 @@ class Shards:
         self.world, self.device, self.units = world, device, list[Unit]()
         self._by_module: dict[int, Unit] = {}
         self._by_parameter: dict[int, Unit] = {}
+        self._blocks: list[Unit] = []
+        self._last = 0  # place of the block that was computed last
+        self._coming: Collection | None = None
         self._told = False
 
     # ---- loading -----------------------------------------------------------------------------------------------------
@@ -161,15 +175,42 @@ class Shards:
 
     def attach(self, model: "PreTrainedModel") -> None:
         """Make every part of a loaded model bring its weights together when it computes."""
-        blocks = set(blocks_of(model))
+        blocks = blocks_of(model)
         for part in parts_of(model).values():
             unit, forward = self.take(part), part.forward
             part.forward = _recomputed(unit, forward) if part in blocks else _gathered(unit, forward)
+        self._blocks = [self.take(block) for block in blocks]
         whole, here = sum(unit.bytes for unit in self.units), sum(len(unit.shard) for unit in self.units)
         log.info(
             "base model: shared out over %d processes, %.1f of %.1f MB of its matrices here; blocks are computed twice",
             self.world.size, here / 1e6, whole / 1e6,
         )  # fmt: skip
+
+    # ---- computing ---------------------------------------------------------------------------------------------------
+
+    def fetch(self, unit: Unit) -> torch.Tensor:
+        """A unit's bytes; the block that follows is on its way while this one computes."""
+        if self._told:
+            self._said(unit.number)
+            return unit.collect().arrived()
+        coming, self._coming = self._coming, None
+        if coming and coming.unit is not unit:
+            coming.arrived()
+            coming = None
+        whole = (coming or unit.collect()).arrived()
+        following = self._following(unit)
+        self._coming = following.collect() if following else None
+        return whole
+
+    def _following(self, unit: Unit) -> Unit | None:
+        """The block after this one: they come up in the forward pass and down in the backward pass, in all processes
+        alike."""
+        if unit not in self._blocks:
+            return None
+        place = self._blocks.index(unit)
+        up, self._last = place > self._last or place == self._last == 0, place
+        place += 1 if up else -1
+        return self._blocks[place] if 0 <= place < len(self._blocks) else None
 
     # ---- the first process alone -------------------------------------------------------------------------------------
 
@@ -180,17 +221,13 @@ class Shards:
         try:
             yield
         finally:
-            self.announce(DONE)
+            self._said(DONE)
             self._told = False
 
     def follow(self) -> None:
         """Hand over parts of what the first process computes, until it is done."""
         while (number := self._said(DONE)) != DONE:
-            self.units[number].collect()
-
-    def announce(self, number: int) -> None:
-        if self._told:
-            self._said(number)
+            self.units[number].collect().arrived()
 
     def _said(self, number: int) -> int:
         said = torch.tensor([number], device=self.device)

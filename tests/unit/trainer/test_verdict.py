@@ -84,14 +84,14 @@ def test_a_model_that_does_not_fit_is_told_how_many_gpus_would_do() -> None:
         assert enough is None or f"{enough} GPUs that share the base model" in found.message
 
 
-def test_shards_are_a_part_of_the_weights_and_one_gathered_block() -> None:
+def test_shards_are_a_part_of_the_weights_and_what_is_gathered() -> None:
     asked = spec("QLoRA", 16, ATTENTION)
     whole, half = (
         {part.name: part.expected for part in estimate(shape("Llama-3.1-70B"), work, 1, True).parts}
         for work in (Workload(asked, 512), Workload(asked, 512, shards=2))
     )
-    head = 128256 * 8192 * 2  # larger than a block in NF4
-    assert half.pop("gathered block") == head
+    head = 128256 * 8192 * 2  # larger than two blocks in NF4
+    assert half.pop("gathered blocks") == head
     assert half.pop("weights") == pytest.approx(whole.pop("weights") / 2, rel=1e-3)
     assert half == whole
 
