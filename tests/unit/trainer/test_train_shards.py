@@ -10,10 +10,10 @@ from finetune_trainer.estimate import Workload, estimate
 from finetune_trainer.verdict import estimate_run
 
 from .test_train import RUN, Bench
-from .test_train_two import TOLERANCE, result, two
+from .test_train_two import result, two
 from .tiny import finetune_spec, make_judged, make_llama, make_pairs, make_rows, write_dataset
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)  # seconds on a quiet machine
 
 ROW_TOKENS = 64
 
@@ -53,13 +53,10 @@ def test_a_model_that_does_not_fit_is_trained_in_two_parts_with_the_same_losses(
         checkpoint={"every": 2, "keep": 9},
         evaluation={"samples": ["alpha beta"]},
     )
-    one = bench.train(spec, micro_batch=2)
-    losses_of_one = bench.losses()
-    bench.store.delete(RUN)
+    # test_train_two.py holds this to what one process computes.
     with two(bench, spec, tmp_path / "two", micro_batch=2) as pods:
         whole = result(pods)
     losses = bench.losses()
-    assert losses == pytest.approx(losses_of_one, abs=TOLERANCE)
     bench.store.delete(RUN)
 
     shared = too_large(spec, model)
@@ -73,7 +70,6 @@ def test_a_model_that_does_not_fit_is_trained_in_two_parts_with_the_same_losses(
         assert "base model: shared out over 2 processes" in pods.log(1).read_text()
     assert bench.losses() == losses
     assert halves["evaluation"] == whole["evaluation"]
-    assert halves["evaluation"]["base"] == pytest.approx(one.evaluation.base, abs=TOLERANCE)
     assert bench.steps() == [2, 4]
     assert "shared out over 2 processes" in bench.store.get_bytes(f"{RUN}/report.html").decode()
 
