@@ -70,6 +70,7 @@ def test_a_model_that_does_not_fit_is_trained_in_two_parts_with_the_same_losses(
         assert "base model: shared out over 2 processes" in pods.log(1).read_text()
     assert bench.losses() == losses
     assert halves["evaluation"] == whole["evaluation"]
+    assert halves["adapter"]["digest"] == whole["adapter"]["digest"]
     assert bench.steps() == [2, 4]
     assert "shared out over 2 processes" in bench.store.get_bytes(f"{RUN}/report.html").decode()
 
