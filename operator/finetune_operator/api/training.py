@@ -94,7 +94,7 @@ class Training(Spec):
     micro_batch_size: MicroBatchSize = Field(
         default="auto",
         description="Samples that one GPU computes at once, or auto (default): the largest that fits by the memory "
-        "estimate. It changes speed and memory, not the result.",
+        "estimate. It changes speed and memory; of the result only which noise dropout draws.",
     )
     max_length: int = Field(
         default=1024, ge=16, le=1_048_576, description="Longest sample in tokens. Default: 1024. See dataset.onTooLong."
