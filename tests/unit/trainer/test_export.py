@@ -20,47 +20,39 @@ from finetune_trainer.failures import RunFailure
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResult
 from finetune_trainer.store import Store
 
+from .bucket import Bucket
 from .small_run import Setup, run_spec
 from .test_merge import make_adapter
 from .tiny import finetune_spec
 
 
-class Bucket:
-    """Base model and adapter as prepare and train leave them."""
+class Trained(Bucket):
+    """With an adapter as train leaves it."""
 
     def __init__(
         self, endpoint: str, model: Path, adapter: Path, quantization: str = "None", objective: str = "SFT"
     ) -> None:
-        self.objective = objective
-        self.storage = Storage(uri=f"s3://finetune/{uuid.uuid4().hex[:8]}", endpoint=endpoint)
-        self.store = Store(self.storage, wait_seconds=5)
-        self.base, self.adapter = tree_digest(hash_tree(model)), tree_digest(hash_tree(adapter))
-        self.store.upload_tree(model, f"models/{hex_of(self.base)}")
+        super().__init__(endpoint, model)
+        self.objective, self.base = objective, self.prepared.base_model.digest
         lineage = {"quantization": quantization, "baseModel": {"digest": self.base}, "prompts": ["alpha beta gamma"]}
-        self.store.upload_tree(adapter, f"adapters/{hex_of(self.adapter)}", lineage)
+        self.trained = TrainResult.model_validate({"adapter": self.upload(adapter, "adapters", lineage)})
+        self.adapter = self.trained.adapter.digest
 
     def run(self, **output: Any) -> RunSpec:
-        base, adapter = f"models/{hex_of(self.base)}", f"adapters/{hex_of(self.adapter)}"
-        prepared = {
-            "runId": "0123456789abcdef",
-            "baseModel": {"digest": self.base, "uri": self.store.uri(base), "revision": "main"},
-            "dataset": {"digest": "sha256:" + "b" * 64},
-        }
         return RunSpec(
             stage="export", namespace="demo", name="tiny", job="tiny-export-1", storage=self.storage,
             spec=finetune_spec(output=output, objective={"type": self.objective}),
-            prepared=PrepareResult.model_validate(prepared),
-            trained=TrainResult.model_validate({"adapter": {"digest": self.adapter, "uri": self.store.uri(adapter)}}),
+            prepared=self.prepared, trained=self.trained,
         )  # fmt: skip
 
 
 @pytest.fixture
-def bucket(endpoint: str, tiny_llama: Path, tmp_path: Path) -> Bucket:
+def bucket(endpoint: str, tiny_llama: Path, tmp_path: Path) -> Trained:
     adapter = make_adapter(tiny_llama, tmp_path / "adapter", {"quantization": "None"})
-    return Bucket(endpoint, tiny_llama, adapter)
+    return Trained(endpoint, tiny_llama, adapter)
 
 
-def test_a_merged_model_is_verified_uploaded_whole_and_made_only_once(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_merged_model_is_verified_uploaded_whole_and_made_only_once(bucket: Trained, tmp_path: Path) -> None:
     (made,) = export(bucket.run(exports=["Merged"]), bucket.store, tmp_path / "work")
     assert made.type == "Merged" and made.uri == bucket.store.uri(f"merged/{hex_of(made.digest)}")
     assert "standard deviations (at most 0.0001 in float32)" in made.message
@@ -95,7 +87,7 @@ def test_a_merged_reward_model_has_the_scores_of_the_trained_one(
     with torch.no_grad():
         scores = trained.objective.scores(trained.model, batch)
 
-    bucket = Bucket(endpoint, tiny_llama, tmp_path / "adapter", quantization, "Reward")
+    bucket = Trained(endpoint, tiny_llama, tmp_path / "adapter", quantization, "Reward")
     (made,) = export(bucket.run(exports=["Merged"]), bucket.store, tmp_path / "work")
     assert made.message.startswith("its scores differ from the mounted adapter's by")
     folder = tmp_path / "got"
@@ -108,7 +100,7 @@ def test_a_merged_reward_model_has_the_scores_of_the_trained_one(
 
 
 def test_a_gguf_file_is_verified_by_llama_cpp_and_made_from_the_same_merge(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merges: list[Path] = []
     combine = merge.combine
@@ -138,7 +130,7 @@ def test_a_gguf_file_is_verified_by_llama_cpp_and_made_from_the_same_merge(
 
 
 def test_half_a_merged_model_in_the_bucket_is_made_again(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_file = bucket.store.put_file
 

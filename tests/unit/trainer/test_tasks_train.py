@@ -11,8 +11,8 @@ from finetune_trainer.tasks import catalogue
 from finetune_trainer.tasks.fetch import leave_tasks
 from finetune_trainer.verdict import estimate_run
 
+from .bucket import RUN, Bench
 from .test_tasks import DATA
-from .test_train import RUN, Bench
 from .test_train_shards import ROW_TOKENS, too_large
 from .test_train_two import result, two
 from .tiny import finetune_spec, make_llama, make_rows, write_dataset

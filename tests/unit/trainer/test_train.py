@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,68 +15,15 @@ import pytest
 
 from finetune_operator.api.finetunestatus import ProgressStatus
 from finetune_operator.api.tracking import Tracking
-from finetune_trainer.digest import canonical_json, hash_tree, manifest_of, sha256_hex
-from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
+from finetune_trainer.digest import canonical_json, sha256_hex
 from finetune_trainer.store import Store
 from tests.tracking_servers import FakeMLflow, served
 
+from .bucket import RUN, RUN_ID, Bench
 from .minio_server import minio_server
 from .tiny import finetune_spec, make_rows, write_dataset
 
 pytestmark = pytest.mark.timeout(600)  # seconds on a quiet machine
-
-
-class Bench:
-    """A bucket prefix of its own with model and dataset in it, and runs against them."""
-
-    def __init__(self, endpoint: str, model: Path, dataset: Path, work: Path, evaluation: int = 0) -> None:
-        self.storage = Storage(uri=f"s3://finetune/{uuid.uuid4().hex[:8]}", endpoint=endpoint)
-        self.store, self.work, self.attempts = Store(self.storage, wait_seconds=5), work, 0
-        model_digest = self._upload(model, "models")
-        dataset_digest = self._upload(dataset, "datasets")
-        self.prepared = PrepareResult.model_validate(
-            {
-                "runId": "0123456789abcdef",
-                "baseModel": {
-                    "digest": model_digest,
-                    "uri": self.store.uri(f"models/{model_digest[7:]}"),
-                    "revision": "main",
-                },
-                "dataset": {
-                    "digest": dataset_digest,
-                    "uri": self.store.uri(f"datasets/{dataset_digest[7:]}"),
-                    "evaluationSamples": evaluation,
-                },
-            }
-        )
-
-    def _upload(self, folder: Path, kind: str) -> str:
-        digest = manifest_of(hash_tree(folder))["digest"]
-        return self.store.upload_tree(folder, f"{kind}/{digest[7:]}")
-
-    def run_spec(self, spec: Any, **fields: Any) -> RunSpec:
-        self.attempts += 1
-        return RunSpec(
-            stage="train", namespace="demo", name="tiny", job=f"tiny-{self.attempts}", attempt=self.attempts, spec=spec,
-            storage=self.storage, prepared=self.prepared, **fields,
-        )  # fmt: skip
-
-    def train(self, spec: Any, **fields: Any) -> Any:
-        from finetune_trainer.train import train
-
-        work = self.work / f"attempt-{self.attempts}"
-        try:
-            return train(self.run_spec(spec, **fields), self.store, work)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-    def losses(self) -> list[float]:
-        lines = self.store.get_bytes("runs/0123456789abcdef/metrics.jsonl").decode().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
-
-    def steps(self) -> list[int]:
-        keys = [entry.key for entry in self.store.list("runs/0123456789abcdef/checkpoints")]
-        return sorted({int(key.split("step-")[1].split("/")[0]) for key in keys})
 
 
 @pytest.fixture
@@ -125,18 +71,15 @@ def test_a_resumed_run_has_bitwise_the_losses_and_the_adapter_of_an_uninterrupte
     spec = finetune_spec(method=method, training={"optimizer": optimizer}, checkpoint={"every": 3, "keep": 9})
     whole = bench.train(spec)
     losses = bench.losses()
-    bench.store.delete("runs/0123456789abcdef/result.json")
+    bench.store.delete(f"{RUN}/result.json")
     for step in bench.steps():
         if step > 3:
-            bench.store.delete(f"runs/0123456789abcdef/checkpoints/step-{step}")
+            bench.store.delete(f"{RUN}/checkpoints/step-{step}")
     assert bench.steps() == [3]
     resumed = bench.train(spec)
     assert resumed.resumed_from_step == 3
     assert bench.losses() == losses
     assert resumed.adapter.digest == whole.adapter.digest
-
-
-RUN = "runs/0123456789abcdef"
 
 
 class At:
@@ -351,7 +294,7 @@ def test_the_job_leaves_its_result_in_the_termination_message(bench: Bench, tmp_
     command, environment = _command(bench, finetune_spec(training={"maxSteps": 2}), tmp_path)
     assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False).returncode == 0
     result = json.loads((tmp_path / "termination").read_text())
-    assert result["runId"] == "0123456789abcdef"
+    assert result["runId"] == RUN_ID
     assert result["trained"]["adapter"]["gatePassed"] is True
     assert len((tmp_path / "termination").read_bytes()) <= 4096
 

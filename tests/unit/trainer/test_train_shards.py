@@ -9,7 +9,7 @@ from finetune_trainer.architecture import architecture, read_config
 from finetune_trainer.estimate import Workload, estimate
 from finetune_trainer.verdict import estimate_run
 
-from .test_train import RUN, Bench
+from .bucket import RUN, Bench
 from .test_train_two import result, two
 from .tiny import finetune_spec, make_judged, make_llama, make_pairs, make_rows, write_dataset
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.trainer.pods import Pods
 
-from .test_train import RUN, Bench
+from .bucket import RUN, Bench
 from .tiny import finetune_spec, make_rows, write_dataset
 
 pytestmark = pytest.mark.timeout(300)
