@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.architecture import Architecture
+from finetune_trainer.combinations import LORA_METHODS, virtual_tokens
 from finetune_trainer.trainable import trainable_parameters
 
 GIB = 1 << 30
@@ -75,7 +76,7 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
     """Bytes on one GPU, part by part, for one micro batch. A base model that is shared out is always checkpointed."""
     spec = work.spec
     trained = trainable_parameters(shape, spec)
-    tokens = micro_batch * work.row_tokens
+    tokens = micro_batch * (work.row_tokens + (spec.method.virtual_tokens.count if virtual_tokens(spec) else 0))
     checkpointing = checkpointing or work.shards > 1
     parts: tuple[Part, ...] = (
         _weights(shape, work),
@@ -173,20 +174,11 @@ def _activations(shape: Architecture, spec: FineTuneSpec, tokens: int, checkpoin
     its own copy).
     """
     width = 4 if spec.training.precision == "FP32" else 2
-    lora = spec.method.lora
     gated = any(linear.name in ("gate_proj", "gate_up_proj") for linear in shape.linears)
     block = 2 * 4 * shape.hidden  # two norms compute in float32
     block += width * 2 * (shape.query + shape.key_value)  # query, key, value, attention's output
     block += width * (3 if gated else 2) * shape.intermediate
-    if spec.method.type in ("QLoRA", "LoRA", "AdaLoRA"):
-        asked = spec.method.ada_lora.target_modules if spec.method.type == "AdaLoRA" else lora.target_modules
-        rank = spec.method.ada_lora.initial_rank if spec.method.type == "AdaLoRA" else lora.rank
-        mask = 1 if (spec.method.ada_lora.dropout if spec.method.type == "AdaLoRA" else lora.dropout) else 0
-        copies = sum(
-            (width + mask) * linear.inputs + width * 2 * rank
-            for _, linear in shape.targets(asked, lora.exclude_modules)
-        )
-        block += copies // shape.layers
+    block += _kept_by_method(shape, spec, width) // shape.layers
     if checkpointing:
         kept = shape.layers * width * shape.hidden + block
         source = "checkpointing: each block's input, and one block computed again (Chen et al. 2016)"
@@ -194,6 +186,26 @@ def _activations(shape: Architecture, spec: FineTuneSpec, tokens: int, checkpoin
         kept, source = shape.layers * block, "every block (Korthikanti et al. 2022, recounted for frozen weights)"
     size = tokens * kept
     return Part("activations", 0.8 * size, size, 1.15 * size, source)
+
+
+def _kept_by_method(shape: Architecture, spec: FineTuneSpec, width: int) -> int:
+    """Bytes per token that the method's own layers keep, in all blocks together: counted in PEFT's forward passes."""
+    method = spec.method
+    if method.type == "IA3":  # what is scaled, as it was before; with bf16 some of it in float32
+        return max(width, 3) * trainable_parameters(shape, spec)
+    if method.type not in LORA_METHODS | {"AdaLoRA"}:
+        return 0
+    adalora = method.type == "AdaLoRA"
+    rank = method.ada_lora.initial_rank if adalora else method.lora.rank
+    dropout = method.ada_lora.dropout if adalora else method.lora.dropout
+    targets = method.ada_lora.target_modules if adalora else method.lora.target_modules
+    copy = (4 if adalora else width) + (1 if dropout else 0)  # of the input, and dropout's mask
+    dora = method.type in LORA_METHODS and method.lora.use_dora
+    magnitude = 2 * width + 4 if dora else 0  # DoRA scales two results, and their sum is float32
+    return sum(
+        copy * linear.inputs + 2 * width * rank + magnitude * linear.outputs
+        for _, linear in shape.targets(targets, method.lora.exclude_modules)
+    )
 
 
 def _logits(shape: Architecture, spec: FineTuneSpec, tokens: int, learned: float) -> Part:

@@ -77,6 +77,8 @@ def test_the_memory_page_corrects_what_is_widely_copied() -> None:
     assert "16,777,216 (0.25 %) | widely copied as 33,554,432" in page
     assert "does not fit: needs about" in page
     assert page.count("too low: ") >= 3
+    for figure in ("2,500", "3,200", "2,100", "45.3", "54.8"):
+        assert figure in page
 
 
 CHART = ROOT / "charts" / "finetune-operator"

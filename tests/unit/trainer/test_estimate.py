@@ -1,5 +1,6 @@
 """The memory estimate: published shapes and counts, transformers' own counts, and verdicts."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -146,13 +147,22 @@ def test_quantities_are_read_as_kubernetes_reads_them(text: str, value: float) -
     assert quantity(text) == value
 
 
-@pytest.mark.parametrize(
-    ("precision", "targets"), [("FP32", ["all-linear"]), ("BF16", ["all-linear"]), ("BF16", ATTENTION)]
-)
-def test_activations_are_what_autograd_keeps(precision: str, targets: list[str]) -> None:
+KEEPING: dict[str, dict[str, Any]] = {
+    "lora": {"type": "LoRA"},
+    "lora on attention": {"type": "LoRA", "lora": {"targetModules": ATTENTION}},
+    "dora": {"type": "LoRA", "lora": {"useDora": True}},
+    "adalora": {"type": "AdaLoRA"},
+    "ia3": {"type": "IA3"},
+    "ia3 of every layer": {"type": "IA3", "ia3": {"targetModules": ["all-linear"]}},
+}
+
+
+@pytest.mark.parametrize("precision", ["FP32", "BF16"])
+@pytest.mark.parametrize("method", KEEPING)
+def test_activations_are_what_autograd_keeps(method: str, precision: str) -> None:
     config = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 4,
               "num_key_value_heads": 2, "vocab_size": 128}  # fmt: skip
-    asked = spec("LoRA", targets=targets, lora={"dropout": 0.05}, training={"precision": precision})
+    asked = finetune_spec(method=KEEPING[method], training={"precision": precision}, resources={"gpus": 1})
     found = architecture({"model_type": "llama", **config})
     assert found
     for checkpointing in (False, True):
@@ -168,13 +178,14 @@ def saved_bytes(config: dict[str, Any], asked: FineTuneSpec, tokens: int, checkp
     """Bytes that a forward pass keeps for the backward one, without weights and logits."""
     import numpy as np
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from finetune_trainer.attention import NAME, packed, register
     from finetune_trainer.data import Row, flat
     from finetune_trainer.device import use_gradient_checkpointing
     from finetune_trainer.dropout import lighten
+    from finetune_trainer.methods import keep_trainables_exact, peft_config
 
     dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[asked.training.precision]
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **config), dtype=dtype).requires_grad_(False)
@@ -182,24 +193,23 @@ def saved_bytes(config: dict[str, Any], asked: FineTuneSpec, tokens: int, checkp
     base.set_attn_implementation(NAME)
     asked = asked.model_copy(update={"training": asked.training.model_copy(update={"gradient_checkpointing": "Auto"})})
     use_gradient_checkpointing(base, asked, checkpointing)
-    lora = asked.method.lora
-    names = "all-linear" if lora.target_modules == ["all-linear"] else lora.target_modules
-    model = get_peft_model(
-        base, LoraConfig(r=16, lora_dropout=lora.dropout, target_modules=names, task_type="CAUSAL_LM")
-    )
+    model = get_peft_model(base, peft_config(asked, 10, base))
+    keep_trainables_exact(model)
     lighten(model)
     model.train()
     weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, torch.Tensor] = {}
+    kept: list[weakref.ref[torch.Tensor]] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in weights and tensor.numel() >= tokens:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+            kept.append(weakref.ref(tensor))
         return tensor
 
     ids = np.arange(tokens, dtype=np.int32) % config["vocab_size"]
     batch = flat([Row(ids, ids, np.array([tokens], dtype=np.int32))])
     autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), packed(batch), autocast:
-        model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=1)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=1)
+    storages = [tensor.untyped_storage() for reference in kept if (tensor := reference()) is not None]
+    assert output is not None  # what it was computed from is kept as long as it is there itself
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
