@@ -30,7 +30,8 @@ _UNAUTHORIZED = {
     "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidTokenId", "InvalidToken",
     "AuthorizationHeaderMalformed", "AccountProblem", "AllAccessDisabled",
 }  # fmt: skip
-_PASSING = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "XMinioServerNotInitialized"}
+_SKEWED = "RequestTimeTooSkewed"
+_PASSING = {"SlowDown", "RequestTimeout", _SKEWED, "XMinioServerNotInitialized"}
 
 
 class ObjectNotFound(Exception):
@@ -89,10 +90,10 @@ class Patience:
                 raise RunFailure(failures.STORAGE_UNAVAILABLE, f"{what}: {error}") from error
             left = deadline - time.monotonic()
             if left <= 0 or self._stop.is_set():
+                check = "set this node's clock" if _SKEWED in trouble else "check the storage endpoint and that it runs"
                 raise RunFailure(
                     failures.STORAGE_UNAVAILABLE,
-                    f"{what}: {self.endpoint} did not answer for {self._wait:.0f} s ({trouble}); "
-                    "check the storage endpoint and that the server runs",
+                    f"{what}: {self.endpoint} did not answer for {self._wait:.0f} s ({trouble}); {check}",
                 )
             log.warning("storage: %s: %s (%s); trying again for %.0f s more", what, self.endpoint, trouble, left)
             self._stop.wait(min(delay, left))

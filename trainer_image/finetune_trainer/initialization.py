@@ -222,6 +222,7 @@ def start_from_data(model: "PeftModel", batches: Iterator[Batch]) -> None:
         learned = (batch.targets != IGNORE).flatten()
         return learned if int(learned.sum()) >= needed else torch.ones_like(learned)
 
+    asked = config.target_modules, config.rank_pattern, config.alpha_pattern
     initialize_lora_eva_weights(
         model,
         enough,
@@ -230,6 +231,8 @@ def start_from_data(model: "PeftModel", batches: Iterator[Batch]) -> None:
         prepare_layer_inputs_fn=lambda inputs, chosen, name: _first(inputs).flatten(0, -2)[chosen],
         show_progress_bar=False,
     )
+    # Ranks stay as they are (rho is 1); PEFT writes the same out layer by layer, which a resumed run would not.
+    config.target_modules, config.rank_pattern, config.alpha_pattern = asked
 
 
 def _tokens_up_to(most: int, batches: Iterator[Batch]) -> Iterator[Batch]:

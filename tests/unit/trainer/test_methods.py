@@ -12,6 +12,7 @@ import torch
 from finetune_trainer.adapter import write_adapter
 from finetune_trainer.checkpoint import read, write
 from finetune_trainer.combinations import refusals
+from finetune_trainer.digest import hash_tree
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.initialization import starts_from_weights
 from finetune_trainer.merge import combine
@@ -167,6 +168,8 @@ def test_a_method_goes_on_bitwise_from_a_checkpoint(trained: Trained) -> None:
     assert resumed.run(4) == [line["loss"] for line in whole.fit.state.metrics]
     for parameter, other in zip(whole.fit.parameters.values(), resumed.fit.parameters.values(), strict=True):
         assert torch.equal(parameter, other)
+    write_adapter(resumed.model, run_spec(trained.spec), trained.folder / "again", resumed.initial)
+    assert hash_tree(trained.folder / "again") == hash_tree(trained.adapter)
 
 
 def test_an_adapter_reloads_on_a_fresh_base_with_the_same_logits(trained: Trained) -> None:

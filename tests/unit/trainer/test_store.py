@@ -5,6 +5,7 @@ import socket
 import subprocess
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def test_wrong_credentials_fail_at_once_and_name_the_secret(endpoint: str, monke
         store.list()
     assert caught.value.reason == "StorageUnauthorized"
     assert time.monotonic() - begun < 5
+
+
+def test_a_clock_that_is_wrong_is_said(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = datetime.now(UTC) - timedelta(hours=1)
+    monkeypatch.setattr("minio.time.utcnow", lambda: late)
+    store = Store(Storage(uri="s3://finetune", endpoint=endpoint), wait_seconds=1)
+    with pytest.raises(RunFailure, match=r"RequestTimeTooSkewed.*; set this node's clock"):
+        store.list()
 
 
 def test_half_a_secret_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
