@@ -18,6 +18,20 @@ from e2e.demo.namespace import secret
 from e2e.kubectl import Kubectl, Object
 
 NAMESPACE = "e2e-sources"
+ARC_CARD = """---
+configs:
+- config_name: ARC-Easy
+  data_files:
+  - split: test
+    path: test.jsonl
+---
+"""
+ARC_ROW = {
+    "id": "1",
+    "question": "What is the light when there is no link?",
+    "choices": {"text": ["amber", "blue"], "label": ["A", "B"]},
+    "answerKey": "A",
+}
 ACCESS = {"tokens": {"hf_member": ["acme/gated"], "hf_stranger": []}, "gated": ["acme/gated"]}
 
 
@@ -28,6 +42,8 @@ def hub(kubectl: Kubectl) -> Iterator[str]:
         "hub.json": json.dumps(ACCESS).encode(),
         "datasets/acme/facts/train.jsonl": small_dataset().encode(),
         **{f"models/acme/gated/{name}": b"{}" for name in ("config.json", "model.safetensors", "tokenizer.json")},
+        "datasets/allenai/ai2_arc/README.md": ARC_CARD.encode(),
+        "datasets/allenai/ai2_arc/test.jsonl": (json.dumps(ARC_ROW) + "\n").encode() * 3,
         **{f"models/acme/tiny/{name}": content for name, content in folder(base_model()).items()},
     }
     for name, token in {"member": "hf_member", "stranger": "hf_stranger", "mistyped": "hf_wrong"}.items():
@@ -62,6 +78,26 @@ def test_model_and_data_come_from_the_hub_and_are_pinned(hub: str, apply: Apply,
     assert status["dataset"]["samples"] == 24
     train = next(pod for pod in tune.owned("pods") if pod["metadata"]["labels"]["finetune.dev/stage"] == "train")
     assert not [v["name"] for v in train["spec"]["containers"][0]["env"] if v["name"].endswith("_HF_TOKEN")]
+
+
+def test_a_task_is_fetched_by_prepare_and_its_metric_is_a_gate(hub: str, apply: Apply, seed: int) -> None:
+    asked = {"tasks": [{"name": "arc_easy", "limit": 2}], "gates": [{"metric": "arc_easy/acc", "min": 0}]}
+    status = apply(finetune("asked", NAMESPACE, seed, steps=2, evaluation=asked, podTemplate=at(hub))).wait_true(
+        "Complete"
+    )["status"]
+    assert status["dataset"]["tasks"]["questions"] == 2
+    assert {"arc_easy/acc"} <= status["evaluation"]["base"].keys() & status["evaluation"]["adapter"].keys()
+    assert status["adapter"]["gatePassed"] is True
+
+
+def test_a_task_that_nobody_knows_is_refused_before_a_gpu_is_asked_for(hub: str, apply: Apply, seed: int) -> None:
+    tune = apply(
+        finetune("unknown", NAMESPACE, seed, evaluation={"tasks": [{"name": "arc_eazy"}]}, podTemplate=at(hub))
+    )
+    failed = tune.wait_failed()
+    assert failed["reason"] == "InvalidTask"
+    assert "arc_easy" in failed["message"]
+    assert tune.stages() == ["prepare"]
 
 
 @pytest.mark.parametrize(
