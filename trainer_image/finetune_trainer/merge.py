@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,7 +204,7 @@ def load_as_trained(
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
-    from finetune_trainer.quantization import let_falcon_be_quantized, was_transposed
+    from finetune_trainer.quantization import falcon_quantized, was_transposed
 
     kind = "None" if manifest.get("onOriginalWeights") else manifest.get("quantization") or "None"
     network: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
@@ -217,18 +218,17 @@ def load_as_trained(
         )
     elif kind == "INT8":
         quantization["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    if quantization:
-        let_falcon_be_quantized()
     log.info("loading the base model (%s as in training, then %s)", kind, dtype)
-    model: PreTrainedModel = network.from_pretrained(
-        str(base),
-        dtype=getattr(torch, dtype),
-        trust_remote_code=remote_code,
-        local_files_only=True,
-        device_map="cpu",
-        **({"num_labels": 1} if scores else {}),
-        **quantization,
-    )
+    with falcon_quantized() if quantization else nullcontext():
+        model: PreTrainedModel = network.from_pretrained(
+            str(base),
+            dtype=getattr(torch, dtype),
+            trust_remote_code=remote_code,
+            local_files_only=True,
+            device_map="cpu",
+            **({"num_labels": 1} if scores else {}),
+            **quantization,
+        )
     if quantization:
         transposed = [name for name, layer in model.named_modules() if was_transposed(layer)]
         model = model.dequantize()

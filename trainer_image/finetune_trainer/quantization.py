@@ -1,7 +1,8 @@
 """The frozen base model: loaded once, quantized on the way in, on the device where it stays."""
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +62,9 @@ def load_base_model(
     config = quantization_config(spec, precision)
     if config is not None:
         arguments["quantization_config"] = config
-        let_falcon_be_quantized()
     if device.type == "cuda":
         arguments["device_map"] = {"": device.index or 0}
-    with shards.loading() if shards else nullcontext():
+    with shards.loading() if shards else nullcontext(), falcon_quantized() if config else nullcontext():
         model: PreTrainedModel = getattr(transformers, kind).from_pretrained(
             str(folder),
             dtype=getattr(torch, precision.compute),
@@ -83,11 +83,17 @@ def load_base_model(
     return model
 
 
-def let_falcon_be_quantized() -> None:
-    """transformers quantizes layers that are nn.Linear itself, and leaves falcon's own class, which computes the same."""
+@contextmanager
+def falcon_quantized() -> Iterator[None]:
+    """Within it falcon's layers are nn.Linear, which alone transformers quantizes; its own class computes the same."""
     from transformers.models.falcon import modeling_falcon
 
+    own = modeling_falcon.FalconLinear
     modeling_falcon.FalconLinear = torch.nn.Linear  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        modeling_falcon.FalconLinear = own  # type: ignore[misc]
 
 
 def refuse_unquantized(model: torch.nn.Module) -> None:

@@ -58,7 +58,12 @@ def results(ours: float, plain: float, loss: float = 10.0) -> Results:
             found.add(
                 name,
                 Trace(
-                    ready=ours, steps=[seconds, 2 * seconds * noise], cpu=[0, seconds], losses=losses, peak_bytes=1000
+                    ready=ours,
+                    ready_cpu=ours,
+                    steps=[seconds, 2 * seconds * noise],
+                    cpu=[0, seconds],
+                    losses=losses,
+                    peak_bytes=1000,
                 ),
             )
     return found
