@@ -22,6 +22,8 @@ ARC_CARD = """---
 configs:
 - config_name: ARC-Easy
   data_files:
+  - split: train
+    path: train.jsonl
   - split: test
     path: test.jsonl
 ---
@@ -32,6 +34,7 @@ ARC_ROW = {
     "choices": {"text": ["amber", "blue"], "label": ["A", "B"]},
     "answerKey": "A",
 }
+ARC_ROWS = (json.dumps(ARC_ROW) + "\n").encode() * 3
 ACCESS = {"tokens": {"hf_member": ["acme/gated"], "hf_stranger": []}, "gated": ["acme/gated"]}
 
 
@@ -43,7 +46,7 @@ def hub(kubectl: Kubectl) -> Iterator[str]:
         "datasets/acme/facts/train.jsonl": small_dataset().encode(),
         **{f"models/acme/gated/{name}": b"{}" for name in ("config.json", "model.safetensors", "tokenizer.json")},
         "datasets/allenai/ai2_arc/README.md": ARC_CARD.encode(),
-        "datasets/allenai/ai2_arc/test.jsonl": (json.dumps(ARC_ROW) + "\n").encode() * 3,
+        **{f"datasets/allenai/ai2_arc/{split}.jsonl": ARC_ROWS for split in ("train", "test")},
         **{f"models/acme/tiny/{name}": content for name, content in folder(base_model()).items()},
     }
     for name, token in {"member": "hf_member", "stranger": "hf_stranger", "mistyped": "hf_wrong"}.items():
