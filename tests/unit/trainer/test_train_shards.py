@@ -43,6 +43,16 @@ def too_large(spec: Any, model: Path) -> Any:
     return type(spec).model_validate({**spec.model_dump(by_alias=True, exclude_none=True), "resources": resources})
 
 
+def shared_out(bench: Bench, spec: Any, model: Path) -> Any:
+    """The FineTune that is `too_large`, prepared: the verdict is that two GPUs share it."""
+    shared = too_large(spec, model)
+    verdict = estimate_run(model, shared, 0, ROW_TOKENS)
+    assert (verdict.verdict, verdict.shards) == ("Fits", 2)
+    assert "the base model shared out over 2 GPUs" in verdict.message
+    bench.prepared = bench.prepared.model_copy(update={"estimate": verdict})
+    return shared
+
+
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
 def test_a_model_that_does_not_fit_is_trained_in_two_parts_with_the_same_losses(
     bench: Bench, model: Path, method: str, tmp_path: Path
@@ -59,11 +69,7 @@ def test_a_model_that_does_not_fit_is_trained_in_two_parts_with_the_same_losses(
     losses = bench.losses()
     bench.store.delete(RUN)
 
-    shared = too_large(spec, model)
-    verdict = estimate_run(model, shared, 0, ROW_TOKENS)
-    assert (verdict.verdict, verdict.shards) == ("Fits", 2)
-    assert "the base model shared out over 2 GPUs" in verdict.message
-    bench.prepared = bench.prepared.model_copy(update={"estimate": verdict})
+    shared = shared_out(bench, spec, model)
     with two(bench, shared, tmp_path / "shared", micro_batch=2, pretend_gpu=True) as pods:
         halves = result(pods)
         assert "base model: shared out over 2 processes" in pods.log(0).read_text()
@@ -97,9 +103,7 @@ def test_other_objectives_learn_the_same_from_two_parts(
         whole = result(pods)
     losses = bench.losses()
     bench.store.delete(RUN)
-    shared = too_large(spec, model)
-    verdict = estimate_run(model, shared, 0, ROW_TOKENS)
-    bench.prepared = bench.prepared.model_copy(update={"estimate": verdict})
+    shared = shared_out(bench, spec, model)
     with two(bench, shared, tmp_path / "shared", micro_batch=2, pretend_gpu=True) as pods:
         halves = result(pods)
         assert "base model: shared out over 2 processes" in pods.log(1).read_text()
