@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -135,6 +136,12 @@ def test_a_bucket_that_is_gone_fails_the_run_and_one_that_comes_back_has_its_las
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "")  # the server below sets them; monkeypatch restores the session's
     spec, dataset = finetune_spec(), write_dataset(tmp_path / "data", make_rows(24))
+
+    def close_after_the_first_checkpoint() -> None:
+        while not bench.store.exists(f"{RUN}/checkpoints/step-3/manifest.json"):  # its upload runs beside the steps
+            time.sleep(0.01)
+        server.close()
+
     with ExitStack() as server:
         endpoint = server.enter_context(minio_server(tmp_path / "minio"))
         bench = Bench(endpoint, tiny_llama, dataset, tmp_path / "work")
@@ -143,7 +150,7 @@ def test_a_bucket_that_is_gone_fails_the_run_and_one_that_comes_back_has_its_las
         bench.store.delete(RUN)
         impatient = Store(bench.storage, wait_seconds=1)
         with pytest.raises(RunFailure, match="did not answer for 1 s") as caught:
-            train(bench.run_spec(spec), impatient, tmp_path / "gone", At(5, server.close))
+            train(bench.run_spec(spec), impatient, tmp_path / "gone", At(5, close_after_the_first_checkpoint))
         assert caught.value.reason == "StorageUnavailable"
     with minio_server(tmp_path / "minio", port=int(endpoint.rpartition(":")[2])):
         assert bench.train(spec).resumed_from_step == 3
