@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from finetune_trainer import startup
+    from finetune_trainer.training import startup
 
     if not options.smoke and not torch.cuda.is_available():
         parser.error("torch sees no NVIDIA GPU; --smoke runs on the CPU")
@@ -138,13 +138,13 @@ def measure(case: Case, device: Any) -> Measured:
     """Train a few steps; raises torch.OutOfMemoryError."""
     import torch
 
-    from finetune_trainer.architecture import architecture
-    from finetune_trainer.device import use_gradient_checkpointing
-    from finetune_trainer.estimate import Workload, estimate
-    from finetune_trainer.layout import choose_layout
-    from finetune_trainer.objectives import make_objective
-    from finetune_trainer.plan import choose_micro_batch
-    from finetune_trainer.precision import choose_precision
+    from finetune_trainer.memory.architecture import architecture
+    from finetune_trainer.memory.estimate import Workload, estimate
+    from finetune_trainer.memory.plan import choose_micro_batch
+    from finetune_trainer.objectives.objective import make_objective
+    from finetune_trainer.training.device import use_gradient_checkpointing
+    from finetune_trainer.training.layout import choose_layout
+    from finetune_trainer.training.precision import choose_precision
 
     spec = finetune(case)
     precision = choose_precision(spec.training.precision, device.type, True)
@@ -228,7 +228,7 @@ def quantize(model: Any) -> None:
     import torch
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    from finetune_trainer.quantization import keep_packing_out
+    from finetune_trainer.training.quantization import keep_packing_out
 
     head = model.get_output_embeddings()
     linears = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear and module is not head]
@@ -251,7 +251,7 @@ def random_row(length: int, seed: int) -> Any:
     """A row of one sample, all of it learned: the most that the estimate has to cover."""
     import numpy as np
 
-    from finetune_trainer.data import Row
+    from finetune_trainer.data.batches import Row
 
     ids = np.random.default_rng(seed).integers(0, 500, length).astype(np.int32)
     return Row(ids, ids.copy(), np.array([length], np.int32))
@@ -264,10 +264,10 @@ def adapter_training(
     case: Case, spec: Any, model: Any, objective: Any, rows: list[Any], micro_batch: int, device: Any
 ) -> Step:
     """The trainer's own step."""
-    from finetune_trainer.distributed import World
-    from finetune_trainer.fit import Fit
-    from finetune_trainer.initialization import initialize
-    from finetune_trainer.plan import Plan
+    from finetune_trainer.memory.plan import Plan
+    from finetune_trainer.methods.initialization import initialize
+    from finetune_trainer.training.distributed import World
+    from finetune_trainer.training.fit import Fit
 
     steps = WARM_UP + case.steps
     plan = Plan(steps=steps, batch_size=case.batch, micro_batch=micro_batch, rows=len(rows))
@@ -288,8 +288,8 @@ def full_training(
     """Every weight trained in bf16: 8 bytes each with gradient and AdamW's memory."""
     import torch
 
-    from finetune_trainer.distributed import World
-    from finetune_trainer.objectives import batch_totals
+    from finetune_trainer.objectives.objective import batch_totals
+    from finetune_trainer.training.distributed import World
 
     model.requires_grad_(True)
     model.train()

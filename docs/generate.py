@@ -5,9 +5,9 @@
 docs/api.md                                    from crds/*.yaml
 docs/operations.md (reasons)                   from finetune_operator.reasons
 docs/finetune.md, docs/serving.md (refused)    from finetune_operator.api.unsupported
-docs/methods.md (layers)                       from finetune_trainer.architecture, by docs/targets.py
-docs/memory.md (tables)                        from finetune_trainer.estimate and .verdict, by docs/memory.py
-docs/cli.md (help)                             from finetune_trainer.cli
+docs/methods.md (layers)                       from finetune_trainer.memory.architecture, by docs/targets.py
+docs/memory.md (tables)                        from finetune_trainer.memory.estimate and .verdict, by docs/memory.py
+docs/cli.md (help)                             from finetune_trainer.command.cli
 charts/finetune-operator/README.md (values)    from the `# --` comments of values.yaml
 charts/finetune-operator/values.schema.json    its descriptions, from the same comments
 """
@@ -227,7 +227,7 @@ def waiting_table() -> str:
 
 def command_help() -> str:
     """What `finetune` and each command that people run by hand say to --help."""
-    from finetune_trainer.cli import parser, subparsers
+    from finetune_trainer.command.cli import parser, subparsers
 
     root = parser()
     shown = {"finetune": root} | {f"finetune {name}": one for name, one in subparsers(root).items()}

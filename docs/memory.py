@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_operator.api.finetune import FineTuneSpec
-from finetune_trainer.architecture import Architecture, architecture, read_config
-from finetune_trainer.estimate import Part, Workload, estimate
-from finetune_trainer.trainable import trainable_parameters
-from finetune_trainer.verdict import verdict
+from finetune_trainer.memory.architecture import Architecture, architecture, read_config
+from finetune_trainer.memory.estimate import Part, Workload, estimate
+from finetune_trainer.memory.trainable import trainable_parameters
+from finetune_trainer.memory.verdict import verdict
 
 SHAPES = Path(__file__).resolve().parent / "shapes"
 GB = 1e9  # published figures are decimal

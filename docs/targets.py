@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_trainer.architecture import LLAMA_LIKE, OTHERS, Architecture, architecture
-from finetune_trainer.trainable import ia3_modules
+from finetune_trainer.memory.architecture import LLAMA_LIKE, OTHERS, Architecture, architecture
+from finetune_trainer.memory.trainable import ia3_modules
 
 # Only names are shown, so any sizes do.
 SIZES: dict[str, Any] = {

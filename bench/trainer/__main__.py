@@ -21,7 +21,7 @@ from bench.trainer.ours import Ours
 from bench.trainer.process import Failed, Trace, watch
 from bench.trainer.results import Results
 from bench.trainer.workload import Recipe, in_order_of_training, make_model, make_rows, write_rows
-from finetune_trainer.precision import cpu_has_bf16
+from finetune_trainer.training.precision import cpu_has_bf16
 from tests.unit.trainer.minio_server import minio_binary, minio_server
 
 ROWS = 2000

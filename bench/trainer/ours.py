@@ -13,7 +13,7 @@ from typing import Any
 from bench.trainer.workload import MAX_LENGTH, Recipe
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.runspec import PrepareResult, Result, RunSpec, Storage
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
 
 
 def finetune(recipe: Recipe, storage: Storage, precision: str) -> FineTuneSpec:

@@ -101,7 +101,7 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 def in_order_of_training(rows: list[dict[str, str]], recipe: Recipe) -> list[dict[str, str]]:
     """The rows as our trainer draws them, for contestants that read a file from its beginning."""
-    from finetune_trainer.data import batch_rows
+    from finetune_trainer.data.batches import batch_rows
 
     drawn = [
         index for step in range(recipe.steps) for index in batch_rows(step, recipe.batch_size, len(rows), recipe.seed)

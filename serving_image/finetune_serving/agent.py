@@ -25,9 +25,9 @@ from finetune_serving.engine import Engine, EngineAway, EngineRefused, VllmEngin
 from finetune_serving.plan import Fetch, Known, Load, Measure, Refusal, Unload, model_of
 from finetune_serving.report import Reporter
 from finetune_serving.routes import Aliases, AliasFile, engine_name, write_aliases
+from finetune_trainer.evaluation.probeprompts import prompts_for
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.probeprompts import prompts_for
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
 
 log = logging.getLogger("agent")
 

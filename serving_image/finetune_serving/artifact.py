@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_serving.desired import DesiredAdapter, DesiredBase
-from finetune_trainer import servedbase
 from finetune_trainer.digest import hex_of
-from finetune_trainer.servable import MERGE_INSTEAD, mount_refusal, rank_of
-from finetune_trainer.store import Store
+from finetune_trainer.methods.servable import MERGE_INSTEAD, mount_refusal, rank_of
+from finetune_trainer.sources import servedbase
+from finetune_trainer.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, ModelCard, snapshot_download
 
 from finetune_trainer.digest import hash_tree, manifest_of, tree_digest
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.hubpush import push
+from finetune_trainer.results.hubpush import push
 from tests.hub_server.server import HubServer
 
 CARD = "---\nlibrary_name: peft\ntags:\n- finetune-operator\n---\n\n# bot\n"

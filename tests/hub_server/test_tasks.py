@@ -25,9 +25,9 @@ from pathlib import Path
 from finetune_operator.api.evaluation import Evaluation
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.runspec import Storage
-from finetune_trainer.store import Store
-from finetune_trainer.tasks import catalogue
-from finetune_trainer.tasks.fetch import from_hub, leave_tasks
+from finetune_trainer.storage.store import Store
+from finetune_trainer.evaluation.tasks import catalogue
+from finetune_trainer.evaluation.tasks.fetch import from_hub, leave_tasks
 
 work, names = Path(sys.argv[1]), sys.argv[2:]
 manager = catalogue.tasks_in(["arc", "gsm8k", "hellaswag", "piqa", "winogrande"])

@@ -19,7 +19,7 @@ from finetune_serving import plan
 from finetune_serving import report as reports
 from finetune_serving.agent import Agent, AgentSettings, Place
 from finetune_trainer.digest import hash_tree, hex_of, short, tree_digest
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
 from tests.unit.serving.fake_engine import Client, FakeEngine
 from tests.unit.trainer.minio_server import minio_binary, minio_server
 

@@ -1,16 +1,19 @@
 """The trainer: what runs inside a FineTune's Jobs (prepare, train, export) and the `finetune` command.
 
-Each module starts with what it is for. Where to look:
+Each module and package starts with what it is for. Where to look:
 
-contract     runspec, mergespec, failures, digest
-stages       stage, launch, prepare, train, export, merge, interruption, inputs, outcome, report, progress
-files        store, connection, folder, fetch, sources, hub, hubpush, datafiles, basemodel, modelfiles, servedbase
-data         rows, formats, check, chat, tokenizer, collect, spool, pack, build, prepared, data, schedule
-memory       architecture, trainable, estimate, verdict, plan, device, precision, quantization, shards
-methods      methods, initialization, combinations, suitability, plainlora, servable, dropout, optimizers
-objectives   objectives, loss, answers, pairs, dpo, kto, orpo, reward, reference
-training     fit, layout, attention, checkpoint, distributed, peers, startup, eager
-results      evaluate, gates, adapter, modelcard, probeprompts, tasks, gguffile, scalars, eventfile, tracking
-report.html  story, page, pagestyle, svg
-command      cli, local, terminal, finetunefile, apirules, estimate_file, check_data, importing
+contract    runspec, mergespec, failures, digest
+stages      prepare, train, export, merge
+a stage     stage, launch, inputs, interruption, report, progress
+storage     the bucket, or a folder in place of one
+sources     where base models and datasets come from
+data        rows, formats, chat templates, tokens, packing, batches
+memory      what a run needs of a GPU, and the verdict
+methods     from `method` to an adapter; what cannot be combined
+objectives  SFT, DPO, KTO, ORPO, Reward
+training    the loop, checkpoints, precision, quantization, several processes
+evaluation  base against adapter, gates, tasks
+results     the adapter, its model card, GGUF, hub, trackers
+page        report.html
+command     `finetune run | estimate | check-data | import`
 """

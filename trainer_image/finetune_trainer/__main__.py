@@ -3,7 +3,7 @@
 import os
 import sys
 
-from finetune_trainer.cli import main
+from finetune_trainer.command.cli import main
 
 if __name__ == "__main__":
     code = main()

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from finetune_operator.api.finetunestatus import AdapterStatus, ExportStatus
-from finetune_trainer import basemodel
-from finetune_trainer.connection import ObjectNotFound
 from finetune_trainer.digest import MANIFEST, hash_tree, hex_of, short, tree_digest
-from finetune_trainer.hubpush import push
 from finetune_trainer.interruption import Sigterm
 from finetune_trainer.mergespec import MergeResult, MergeSpec
-from finetune_trainer.modelcard import CARD, gguf_card, merged_card
+from finetune_trainer.results.hubpush import push
+from finetune_trainer.results.modelcard import CARD, gguf_card, merged_card
 from finetune_trainer.runspec import ExportResult, Result, RunSpec
-from finetune_trainer.store import Store
+from finetune_trainer.sources import basemodel
+from finetune_trainer.storage.connection import ObjectNotFound
+from finetune_trainer.storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def gguf_model(run: RunSpec, store: Store, merge: Callable[[], Merged]) -> Expor
     """The merged model as one file for llama.cpp at `gguf/<digest>/`, compared with it by llama.cpp itself."""
     if done := _whole(run, store, "gguf"):
         return done
-    from finetune_trainer.gguffile.make import make
+    from finetune_trainer.results.gguffile.make import make
 
     assert run.prepared
     source, result = merge()

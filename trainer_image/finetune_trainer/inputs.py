@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_operator.api.finetunestatus import DatasetStatus, TaskDataStatus
-from finetune_trainer import basemodel
 from finetune_trainer.runspec import PrepareResult
-from finetune_trainer.store import Store
+from finetune_trainer.sources import basemodel
+from finetune_trainer.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from finetune_trainer import failures
+from finetune_trainer.evaluation.probeprompts import prompts_for
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.mergespec import MergeResult, MergeSpec
-from finetune_trainer.precision import cpu_has_bf16
-from finetune_trainer.probeprompts import prompts_for
+from finetune_trainer.methods.servable import fold_refusal, gives_scores, merge_refusal
 from finetune_trainer.runspec import Failure
-from finetune_trainer.servable import fold_refusal, gives_scores, merge_refusal
+from finetune_trainer.training.precision import cpu_has_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +109,8 @@ def merge(spec: MergeSpec, output: Path) -> MergeResult:
     if (done := finished(output, spec.adapter_digest)) is not None:
         log.info("%s holds the merged model already", output)
         return done
-    from finetune_trainer import servedbase
-    from finetune_trainer.store import Store
+    from finetune_trainer.sources import servedbase
+    from finetune_trainer.storage.store import Store
 
     store = Store(spec.storage)
     work = output.parent / "merge-work"
@@ -204,7 +204,7 @@ def load_as_trained(
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
-    from finetune_trainer.quantization import falcon_quantized, was_transposed
+    from finetune_trainer.training.quantization import falcon_quantized, was_transposed
 
     kind = "None" if manifest.get("onOriginalWeights") else manifest.get("quantization") or "None"
     network: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM

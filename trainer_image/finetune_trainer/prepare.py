@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from finetune_operator.api.finetunestatus import DatasetStatus, TaskDataStatus
-from finetune_trainer import basemodel, sources
-from finetune_trainer.build import Built, build_dataset
-from finetune_trainer.check import check_rows
-from finetune_trainer.combinations import refusals
+from finetune_trainer.data.build import Built, build_dataset
+from finetune_trainer.data.check import check_rows
+from finetune_trainer.data.rows import DataFile
+from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.interruption import Sigterm
-from finetune_trainer.outcome import finished_result
-from finetune_trainer.rows import DataFile
+from finetune_trainer.memory.verdict import estimate_run
+from finetune_trainer.methods.combinations import refusals
+from finetune_trainer.results.outcome import finished_result
 from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, run_id
-from finetune_trainer.schedule import total_steps
-from finetune_trainer.store import Store
-from finetune_trainer.tokenizer import load_tokenizer
-from finetune_trainer.verdict import estimate_run
+from finetune_trainer.sources import basemodel, datasets
+from finetune_trainer.storage.store import Store
+from finetune_trainer.training.schedule import total_steps
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -65,10 +65,10 @@ def prepare(spec: RunSpec, store: Store, work: Path, here: Here | None = None) -
     )
     dataset = spec.spec.dataset
     tasks = _tasks(spec, store, work / "tasks")
-    train = here.train or sources.fetch(dataset.train, "train", store, work / "train")
+    train = here.train or datasets.fetch(dataset.train, "train", store, work / "train")
     evaluation = here.evaluation
     if evaluation is None and dataset.evaluation is not None and dataset.evaluation.fraction is None:
-        evaluation = sources.fetch(dataset.evaluation, "evaluation", store, work / "evaluation")
+        evaluation = datasets.fetch(dataset.evaluation, "evaluation", store, work / "evaluation")
     if not resolving.done():
         for files in filter(None, (train, evaluation)):
             check_rows(files, dataset, spec.spec.objective.type)
@@ -77,8 +77,8 @@ def prepare(spec: RunSpec, store: Store, work: Path, here: Here | None = None) -
     log.info("base model: %s, %.4g parameters", base.status.digest, base.status.parameters)
     tokenizer = load_tokenizer(base.directory)
     if "GGUF" in spec.spec.output.exports:
-        from finetune_trainer.architecture import read_config
-        from finetune_trainer.gguffile.make import refuse_early
+        from finetune_trainer.memory.architecture import read_config
+        from finetune_trainer.results.gguffile.make import refuse_early
 
         refuse_early(base.directory, read_config(base.directory), tokenizer, work)
     built = build_dataset(spec.spec, train, evaluation, tokenizer, base.directory, work)
@@ -104,7 +104,7 @@ def prepare(spec: RunSpec, store: Store, work: Path, here: Here | None = None) -
 def _tasks(spec: RunSpec, store: Store, work: Path) -> TaskDataStatus | None:
     if not spec.spec.evaluation.tasks:
         return None
-    from finetune_trainer.tasks.fetch import fetch_tasks
+    from finetune_trainer.evaluation.tasks.fetch import fetch_tasks
 
     return fetch_tasks(spec.spec.evaluation, store, work)
 

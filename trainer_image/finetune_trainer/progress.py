@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus, ProgressStatus, TrackerStatus
-from finetune_trainer.fit import Fit
 from finetune_trainer.report import Listener
 from finetune_trainer.runspec import TrainResult
+from finetune_trainer.training.fit import Fit
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from finetune_trainer.failures import CUDA_OUT_OF_MEMORY, RunFailure
 from finetune_trainer.inputs import copy_tokenizer, downloaded, start_download
 from finetune_trainer.interruption import Sigterm
-from finetune_trainer.outcome import (
+from finetune_trainer.page.story import Story
+from finetune_trainer.report import Listener, Reporter
+from finetune_trainer.results.outcome import (
     finished_result,
     folder,
     samples_key,
@@ -26,12 +28,10 @@ from finetune_trainer.outcome import (
     write_run,
     write_tasks,
 )
-from finetune_trainer.report import Listener, Reporter
+from finetune_trainer.results.tracking.follow import Tracking
 from finetune_trainer.runspec import Result, RunSpec, TrainResult
 from finetune_trainer.stage import Interrupted, finish
-from finetune_trainer.store import Store
-from finetune_trainer.story import Story
-from finetune_trainer.tracking.follow import Tracking
+from finetune_trainer.storage.store import Store
 
 log = logging.getLogger(__name__)
 WORK = Path(os.environ.get("FINETUNE_WORK", "/work"))
@@ -81,23 +81,31 @@ def attempt(
     started = time.monotonic()
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from finetune_trainer import adapter, startup
-    from finetune_trainer.checkpoint import Checkpoints
-    from finetune_trainer.data import Rows, batches, decoded_prompts
-    from finetune_trainer.device import find_device, find_precision, use_gradient_checkpointing
-    from finetune_trainer.distributed import World, as_leader_says, find_world, first_on_node, share_start, wait_for_all
-    from finetune_trainer.estimate import longest_row
-    from finetune_trainer.evaluate import compare, evaluate, load_tokenizer, write_answers
-    from finetune_trainer.fit import Fit
-    from finetune_trainer.initialization import initialize
-    from finetune_trainer.layout import choose_layout
-    from finetune_trainer.objectives import make_autocast, make_objective
-    from finetune_trainer.peers import joined
-    from finetune_trainer.plan import make_plan
+    from finetune_trainer.data.batches import Rows, batches, decoded_prompts
+    from finetune_trainer.evaluation.evaluate import compare, evaluate, load_tokenizer, write_answers
+    from finetune_trainer.memory.estimate import longest_row
+    from finetune_trainer.memory.plan import make_plan
+    from finetune_trainer.methods.initialization import initialize
+    from finetune_trainer.objectives.objective import make_autocast, make_objective
+    from finetune_trainer.objectives.reference import rows_used, set_references
     from finetune_trainer.progress import Progress, peak_memory
-    from finetune_trainer.quantization import load_base_model
-    from finetune_trainer.reference import rows_used, set_references
-    from finetune_trainer.shards import Shards
+    from finetune_trainer.results import adapter
+    from finetune_trainer.training import startup
+    from finetune_trainer.training.checkpoint import Checkpoints
+    from finetune_trainer.training.device import find_device, find_precision, use_gradient_checkpointing
+    from finetune_trainer.training.distributed import (
+        World,
+        as_leader_says,
+        find_world,
+        first_on_node,
+        share_start,
+        wait_for_all,
+    )
+    from finetune_trainer.training.fit import Fit
+    from finetune_trainer.training.layout import choose_layout
+    from finetune_trainer.training.peers import joined
+    from finetune_trainer.training.quantization import load_base_model
+    from finetune_trainer.training.shards import Shards
 
     world = find_world(run)
     startup.import_libraries(world.size)
@@ -164,8 +172,8 @@ def attempt(
 
         tasks = None
         if prepared.dataset.tasks:
-            from finetune_trainer.tasks.ask import ask
-            from finetune_trainer.tasks.model import LoadedModel
+            from finetune_trainer.evaluation.tasks.ask import ask
+            from finetune_trainer.evaluation.tasks.model import LoadedModel
 
             with first_on_node(world, device):
                 asked = inputs.tasks()

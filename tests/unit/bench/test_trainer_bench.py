@@ -11,7 +11,7 @@ from bench.trainer.contestants import OUR_STEPS, TRAINER_STEPS
 from bench.trainer.process import Failed, Signs, Trace, watch
 from bench.trainer.results import Results
 from bench.trainer.workload import MAX_LENGTH, Recipe, in_order_of_training, make_rows
-from finetune_trainer.data import batch_rows
+from finetune_trainer.data.batches import batch_rows
 
 
 def test_samples_are_as_long_as_instructions_are() -> None:

@@ -17,13 +17,14 @@ from finetune_operator import metrics  # noqa: F401  registers them
 from finetune_operator.api.adapterdeployment import AdapterDeployment
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.reasons import FAILURES
-from finetune_trainer import apirules, formats
-from finetune_trainer.architecture import architecture, read_config
+from finetune_trainer.command import apirules
+from finetune_trainer.command.finetunefile import read_finetune
+from finetune_trainer.data import formats
 from finetune_trainer.digest import hash_tree, tree_digest
-from finetune_trainer.estimate import Workload
-from finetune_trainer.finetunefile import read_finetune
-from finetune_trainer.trainable import trainable_parameters
-from finetune_trainer.verdict import verdict
+from finetune_trainer.memory.architecture import architecture, read_config
+from finetune_trainer.memory.estimate import Workload
+from finetune_trainer.memory.trainable import trainable_parameters
+from finetune_trainer.memory.verdict import verdict
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "charts" / "finetune-operator" / "README.md"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_trainer.digest import hash_tree, hex_of, tree_digest
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
 
 RUN_ID = "0123456789abcdef"
 RUN = f"runs/{RUN_ID}"

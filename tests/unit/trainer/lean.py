@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from finetune_trainer import initialization, optimizers
-from finetune_trainer.eager import no_compiler
-from finetune_trainer.precision import Precision
-from finetune_trainer.quantization import load_base_model
+from finetune_trainer.methods import initialization
+from finetune_trainer.training import optimizers
+from finetune_trainer.training.eager import no_compiler
+from finetune_trainer.training.precision import Precision
+from finetune_trainer.training.quantization import load_base_model
 
 from .families import FAMILIES
 from .tiny import finetune_spec
@@ -91,7 +92,7 @@ def masked() -> list[list[bool]]:
 
 
 def main() -> None:
-    from finetune_trainer.startup import import_libraries
+    from finetune_trainer.training.startup import import_libraries
 
     import_libraries(processes=1)
     found: dict[str, Any] = {"losses": {family: step_of(family) for family in FAMILIES}}

@@ -3,6 +3,13 @@
 import pandas  # noqa: F401  # as pyarrow does, to make an array of lists
 import torch  # noqa: F401
 
-from finetune_trainer import adapter, evaluate, fit, peers, stage, startup  # noqa: F401
+from finetune_trainer import stage  # noqa: F401
+from finetune_trainer.evaluation import evaluate  # noqa: F401
+from finetune_trainer.results import adapter  # noqa: F401
+from finetune_trainer.training import (
+    fit,  # noqa: F401
+    peers,  # noqa: F401
+    startup,
+)
 
 startup.import_libraries(processes=2)

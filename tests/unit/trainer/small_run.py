@@ -5,21 +5,21 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.attention import NAME, register
-from finetune_trainer.checkpoint import Snapshot
-from finetune_trainer.combinations import virtual_tokens
-from finetune_trainer.data import Rows, batches
-from finetune_trainer.distributed import World
-from finetune_trainer.evaluate import evaluate
-from finetune_trainer.fit import Fit
-from finetune_trainer.initialization import as_base, initialize
-from finetune_trainer.objectives import make_objective
-from finetune_trainer.plan import Plan
-from finetune_trainer.precision import choose_precision
-from finetune_trainer.quantization import load_base_model
-from finetune_trainer.reference import set_references
+from finetune_trainer.data.batches import Rows, batches
+from finetune_trainer.evaluation.evaluate import evaluate
+from finetune_trainer.memory.plan import Plan
+from finetune_trainer.methods.combinations import virtual_tokens
+from finetune_trainer.methods.initialization import as_base, initialize
+from finetune_trainer.objectives.objective import make_objective
+from finetune_trainer.objectives.reference import set_references
 from finetune_trainer.runspec import RunSpec, Storage
-from finetune_trainer.shards import Shards
+from finetune_trainer.training.attention import NAME, register
+from finetune_trainer.training.checkpoint import Snapshot
+from finetune_trainer.training.distributed import World
+from finetune_trainer.training.fit import Fit
+from finetune_trainer.training.precision import choose_precision
+from finetune_trainer.training.quantization import load_base_model
+from finetune_trainer.training.shards import Shards
 
 from .tiny import make_judged, make_pairs, make_rows, write_dataset
 

@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from finetune_operator.api.finetunestatus import EvaluationStatus
-from finetune_trainer.adapter import portable_config, refuse_broken
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.modelcard import model_card
+from finetune_trainer.results.adapter import portable_config, refuse_broken
+from finetune_trainer.results.modelcard import model_card
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
 
 from .tiny import finetune_spec

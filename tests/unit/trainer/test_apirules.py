@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.unsupported import NOT_SUPPORTED_YET
-from finetune_trainer import apirules
-from finetune_trainer.cli import main
+from finetune_trainer.command import apirules
+from finetune_trainer.command.cli import main
 from tests.integration.crd_cases import Case, changed
 from tests.integration.test_crd_finetune import (
     ALLOWED_URLS,
@@ -74,7 +74,7 @@ def test_a_file_that_breaks_rules_is_refused_with_all_of_them(
 def test_without_the_runtime_that_is_said(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['cel_expr_python'] = None\n"
-        "from finetune_trainer.finetunefile import checked\n"
+        "from finetune_trainer.command.finetunefile import checked\n"
         "checked({'kind': 'FineTune', 'metadata': {'name': 'a'}, 'spec': {'baseModel': {}, 'dataset': {'train': {}}}}, 'a')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_trainer import attention
-from finetune_trainer.data import Row, flat, padded
-from finetune_trainer.layout import choose_layout, isolation
-from finetune_trainer.loss import logits_of
-from finetune_trainer.precision import choose_precision
-from finetune_trainer.quantization import load_base_model
+from finetune_trainer.data.batches import Row, flat, padded
+from finetune_trainer.objectives.loss import logits_of
+from finetune_trainer.training import attention
+from finetune_trainer.training.layout import choose_layout, isolation
+from finetune_trainer.training.precision import choose_precision
+from finetune_trainer.training.quantization import load_base_model
 
 from .tiny import VOCABULARY, finetune_spec
 

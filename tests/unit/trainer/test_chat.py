@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.chat import CHATML as DEFAULT_CHATML
-from finetune_trainer.chat import PLAIN, ChatTemplate, default_template
-from finetune_trainer.formats import Conversation, Invalid
+from finetune_trainer.data.chat import CHATML as DEFAULT_CHATML
+from finetune_trainer.data.chat import PLAIN, ChatTemplate, default_template
+from finetune_trainer.data.formats import Conversation, Invalid
 
 from . import templates
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune_trainer.checkpoint import Checkpoints, Snapshot, State
 from finetune_trainer.digest import MANIFEST, hash_tree, manifest_of
 from finetune_trainer.runspec import Storage
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
+from finetune_trainer.training.checkpoint import Checkpoints, Snapshot, State
 
 
 def checkpoints(folder: Path, run: str = "runs/abc") -> Checkpoints:

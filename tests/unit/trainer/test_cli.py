@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.cli import main
+from finetune_trainer.command.cli import main
 
 from .tiny import make_tokenizer
 
@@ -34,7 +34,7 @@ def model(tmp_path: Path) -> str:
 
 def test_help_is_instant_because_nothing_is_imported() -> None:
     code = (
-        "import sys\nfrom finetune_trainer.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys\nfrom finetune_trainer.command.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'pydantic', 'numpy', 'minio', 'yaml'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -48,7 +48,7 @@ def test_it_runs_with_the_base_dependencies(tmp_path: Path, model: str, command:
     (tmp_path / "rows.jsonl").write_text('{"text": "alpha"}\n')
     extras = ("certifi", "urllib3", "minio", "huggingface_hub", "numpy", "pyarrow", "tokenizers", "jinja2", "torch",
               "transformers", "datasets", "tqdm", "cel_expr_python")  # fmt: skip
-    code = f"import sys\nsys.modules.update(dict.fromkeys({extras!r}))\nfrom finetune_trainer.cli import main\n"
+    code = f"import sys\nsys.modules.update(dict.fromkeys({extras!r}))\nfrom finetune_trainer.command.cli import main\n"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}sys.exit(main({command!r}))"], cwd=tmp_path, capture_output=True, text=True, check=False
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.combinations import RULES, refusals
+from finetune_trainer.methods.combinations import RULES, refusals
 
 from .tiny import finetune_spec
 
@@ -66,5 +66,5 @@ def test_every_rule_names_a_field_and_a_way_out() -> None:
 
 
 def test_the_rules_need_no_torch() -> None:
-    code = "import sys, finetune_trainer.combinations, finetune_trainer.gates; sys.exit('torch' in sys.modules)"
+    code = "import sys, finetune_trainer.methods.combinations, finetune_trainer.evaluation.gates; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune_trainer.dropout import Dropout, lighten
+from finetune_trainer.methods.dropout import Dropout, lighten
 
 from .test_attention import small
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.finetune import FineTuneSpec
-from finetune_trainer.architecture import Architecture, architecture
-from finetune_trainer.estimate import GIB, Workload, estimate, quantity
-from finetune_trainer.verdict import verdict
+from finetune_trainer.memory.architecture import Architecture, architecture
+from finetune_trainer.memory.estimate import GIB, Workload, estimate, quantity
+from finetune_trainer.memory.verdict import verdict
 
 from .tiny import finetune_spec
 
@@ -104,7 +104,7 @@ def test_published_figures_below_the_weights_themselves_are_not_believed(model: 
 
 
 def test_a_pair_is_two_texts_and_the_reference_costs_nothing() -> None:
-    from finetune_trainer.estimate import longest_row
+    from finetune_trainer.memory.estimate import longest_row
 
     def sizes(objective: str) -> dict[str, float]:
         asked = spec("LoRA", 16, ATTENTION, objective={"type": objective})
@@ -119,7 +119,7 @@ def test_a_pair_is_two_texts_and_the_reference_costs_nothing() -> None:
 
 
 def test_a_length_that_would_fit_is_that_of_one_text_of_a_pair() -> None:
-    from finetune_trainer.estimate import longest_row
+    from finetune_trainer.memory.estimate import longest_row
 
     texts = {}
     for objective in ("SFT", "DPO"):
@@ -181,11 +181,11 @@ def saved_bytes(config: dict[str, Any], asked: FineTuneSpec, tokens: int, checkp
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from finetune_trainer.attention import NAME, packed, register
-    from finetune_trainer.data import Row, flat
-    from finetune_trainer.device import use_gradient_checkpointing
-    from finetune_trainer.dropout import lighten
-    from finetune_trainer.methods import keep_trainables_exact, peft_config
+    from finetune_trainer.data.batches import Row, flat
+    from finetune_trainer.methods.configs import keep_trainables_exact, peft_config
+    from finetune_trainer.methods.dropout import lighten
+    from finetune_trainer.training.attention import NAME, packed, register
+    from finetune_trainer.training.device import use_gradient_checkpointing
 
     dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[asked.training.precision]
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **config), dtype=dtype).requires_grad_(False)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.finetunestatus import EvaluationStatus
-from finetune_trainer.eventfile import event_file
+from finetune_trainer.results.eventfile import event_file
 
 METRICS: list[dict[str, Any]] = [
     {

@@ -12,13 +12,13 @@ import yaml
 from gguf import GGUFReader
 
 from finetune_trainer import merge
-from finetune_trainer.adapter import write_adapter
-from finetune_trainer.data import padded
+from finetune_trainer.data.batches import padded
 from finetune_trainer.digest import hash_tree, hex_of, tree_digest
 from finetune_trainer.export import export, merged_precision
 from finetune_trainer.failures import RunFailure
+from finetune_trainer.results.adapter import write_adapter
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResult
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
 
 from .bucket import Bucket
 from .small_run import Setup, run_spec

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer import fetch
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.fetch import download, refused
+from finetune_trainer.sources import fetch
+from finetune_trainer.sources.fetch import download, refused
 
 CONTENT = b'{"text": "one"}\n' * 100_000
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune_trainer.fit import CheckpointClock, evaluation_interval
-from finetune_trainer.plan import Plan
+from finetune_trainer.memory.plan import Plan
+from finetune_trainer.training.fit import CheckpointClock, evaluation_interval
 
 from .small_run import Setup
 from .tiny import finetune_spec

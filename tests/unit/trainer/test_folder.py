@@ -6,7 +6,7 @@ import pytest
 
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.runspec import Storage
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_a_file_that_did_not_arrive_whole_is_no_object(
     store.put_bytes("x/a.txt", b"before")
     (tmp_path / "out put/x/.a.txt.partial").write_bytes(b"hal")
     assert [entry.key for entry in store.list("x")] == ["x/a.txt"]
-    monkeypatch.setattr("finetune_trainer.folder.shutil.copyfileobj", lambda *_: None)  # a disk that loses data
+    monkeypatch.setattr("finetune_trainer.storage.folder.shutil.copyfileobj", lambda *_: None)  # a disk that loses data
     with pytest.raises(RunFailure, match="holds 0 bytes after an upload of 3 bytes") as caught:
         store.put_file("x/a.txt", tmp_path / "a.txt")
     assert caught.value.reason == "UploadFailed"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.dataset import Dataset
-from finetune_trainer.check import Problems, read_samples
+from finetune_trainer.data.check import Problems, read_samples
+from finetune_trainer.data.formats import Conversation, Judged, Pair, Preference, Sample, Text
+from finetune_trainer.data.rows import DataFile
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.formats import Conversation, Judged, Pair, Preference, Sample, Text
-from finetune_trainer.rows import DataFile
 
 U, A, S = "user", "assistant", "system"
 

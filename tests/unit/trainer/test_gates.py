@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.evaluation import Gate
-from finetune_trainer.gates import judge
+from finetune_trainer.evaluation.gates import judge
 
 BASE = {"loss": 2.0, "perplexity": 7.4, "token_accuracy": 0.4, "hellaswag/acc": 0.5}
 ADAPTER = {"loss": 1.0, "perplexity": 2.7, "token_accuracy": 0.6, "hellaswag/acc": 0.4}

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.gguffile import architectures, verify, writer
-from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.results.gguffile import architectures, verify, writer
 
 from .tiny import VOCABULARY, make_tokenizer
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.gguffile import verify, vocabulary
-from finetune_trainer.gguffile.make import refuse_early
-from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.results.gguffile import verify, vocabulary
+from finetune_trainer.results.gguffile.make import refuse_early
 
 LLAMA = {"model_type": "llama"}
 # The very texts that are compared, so that there are long tokens in them and each way to split makes others.

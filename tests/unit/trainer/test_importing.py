@@ -11,10 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from finetune_operator.api.finetune import FineTune, FineTuneSpec
-from finetune_trainer.cli import main
-from finetune_trainer.importing import axolotl, llamafactory
-from finetune_trainer.importing.command import detect, imported
-from finetune_trainer.importing.settings import CannotImport, Settings, without_nothing
+from finetune_trainer.command.cli import main
+from finetune_trainer.command.importing import axolotl, llamafactory
+from finetune_trainer.command.importing.command import detect, imported
+from finetune_trainer.command.importing.settings import CannotImport, Settings, without_nothing
 
 # examples/code-llama/7b/qlora.yml of axolotl-ai-cloud/axolotl
 AXOLOTL_QLORA: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer import cli, terminal
+from finetune_trainer.command import cli, terminal
 from finetune_trainer.digest import hash_tree, tree_digest
 
 ROWS = [{"prompt": f"alpha {number}", "completion": f"beta {number}"} for number in range(16)]
@@ -168,7 +168,7 @@ def test_bad_rows_are_told_with_file_and_line(
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from finetune_trainer.local import alone_in
+    from finetune_trainer.command.local import alone_in
 
     with alone_in(tmp_path / "out"):
         assert cli.main(["run", write(tmp_path), "--output", str(tmp_path / "out")]) == 1

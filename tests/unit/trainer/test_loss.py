@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from finetune_trainer.data import IGNORE, Row, flat, padded
-from finetune_trainer.loss import _CrossEntropy, token_loss
+from finetune_trainer.data.batches import IGNORE, Row, flat, padded
+from finetune_trainer.objectives.loss import _CrossEntropy, token_loss
 
 from .test_attention import small
 
@@ -21,7 +21,7 @@ def packed_row(*rows: Row) -> Row:
 
 
 def loss_of(model: torch.nn.Module, batch: object) -> float:
-    from finetune_trainer.attention import packed
+    from finetune_trainer.training.attention import packed
 
     with packed(batch):  # type: ignore[arg-type]
         return float(token_loss(model, batch).loss)  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def test_the_loss_is_the_models_own_loss_on_the_same_labels() -> None:
 
 
 def test_both_layouts_and_any_packing_give_the_same_sum() -> None:
-    from finetune_trainer import attention
+    from finetune_trainer.training import attention
 
     model, rows = small("Llama"), [row(4, 10, 1), row(0, 7, 2), row(5, 20, 3)]
     expected = loss_of(model, padded(rows))

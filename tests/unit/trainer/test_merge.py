@@ -13,7 +13,7 @@ from finetune_trainer.failures import RunFailure
 from finetune_trainer.merge import Agreement, combine, load_as_trained, main, output_dtype
 from finetune_trainer.mergespec import MergeResult, MergeSpec
 from finetune_trainer.runspec import Storage
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
 
 DIGEST = "sha256:" + "ab" * 32
 PROMPT = "alpha beta gamma one two three"

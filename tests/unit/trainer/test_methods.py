@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.adapter import write_adapter
-from finetune_trainer.checkpoint import read, write
-from finetune_trainer.combinations import refusals
 from finetune_trainer.digest import hash_tree
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.initialization import starts_from_weights
 from finetune_trainer.merge import combine
 from finetune_trainer.mergespec import MergeSpec
-from finetune_trainer.precision import choose_precision
-from finetune_trainer.quantization import load_base_model
+from finetune_trainer.methods.combinations import refusals
+from finetune_trainer.methods.initialization import starts_from_weights
+from finetune_trainer.methods.servable import merge_refusal, mount_refusal, rank_of
+from finetune_trainer.results.adapter import write_adapter
 from finetune_trainer.runspec import Storage
-from finetune_trainer.servable import merge_refusal, mount_refusal, rank_of
+from finetune_trainer.training.checkpoint import read, write
+from finetune_trainer.training.precision import choose_precision
+from finetune_trainer.training.quantization import load_base_model
 
 from .families import make_model
 from .small_run import CPU, Setup, logits, run_spec

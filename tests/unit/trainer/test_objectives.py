@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_trainer.adapter import write_adapter
-from finetune_trainer.checkpoint import Snapshot, read, write
-from finetune_trainer.data import IGNORE, Row, Rows, answered, batch_rows, padded
-from finetune_trainer.distributed import World
-from finetune_trainer.evaluate import compare
-from finetune_trainer.methods import trainable
-from finetune_trainer.objectives import Referring, batch_totals, make_objective
-from finetune_trainer.plan import Plan
-from finetune_trainer.quantization import load_base_model
-from finetune_trainer.reference import rows_used, set_references
-from finetune_trainer.reward import last_tokens
-from finetune_trainer.schedule import micro_batches
-from finetune_trainer.servable import SCORES, fold_refusal, merge_refusal, mount_refusal
+from finetune_trainer.data.batches import IGNORE, Row, Rows, answered, batch_rows, padded
+from finetune_trainer.evaluation.evaluate import compare
+from finetune_trainer.memory.plan import Plan
+from finetune_trainer.methods.configs import trainable
+from finetune_trainer.methods.servable import SCORES, fold_refusal, merge_refusal, mount_refusal
+from finetune_trainer.objectives.objective import Referring, batch_totals, make_objective
+from finetune_trainer.objectives.reference import rows_used, set_references
+from finetune_trainer.objectives.reward import last_tokens
+from finetune_trainer.results.adapter import write_adapter
+from finetune_trainer.training.checkpoint import Snapshot, read, write
+from finetune_trainer.training.distributed import World
+from finetune_trainer.training.quantization import load_base_model
+from finetune_trainer.training.schedule import micro_batches
 
 from .small_run import CPU, FP32, Setup, run_spec
 from .tiny import finetune_spec, make_judged, write_dataset

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.checkpoint import Snapshot
+from finetune_trainer.training.checkpoint import Snapshot
 from tests.unit.trainer.pods import Pods
 
 from .small_run import CPU, Setup
@@ -31,7 +31,7 @@ def setup(
     shared: bool = False,
     **training: Any,
 ) -> Setup:
-    from finetune_trainer.distributed import World
+    from finetune_trainer.training.distributed import World
 
     spec = finetune_spec(objective={"type": kind}, method=method, training=TRAINING | training, checkpoint={"every": 1})
     return Setup(folder, Path(model), spec, micro_batch=2, world=World(rank, size), shared=shared)
@@ -82,9 +82,9 @@ def spoilt(kind: str, model: str, folder: Path, rank: int, size: int) -> None:
 
 def process(body: str, kind: str, model: str, folder: str) -> int:
     """One of two; leaves what `body` gives, or why it failed."""
-    from finetune_trainer import peers
-    from finetune_trainer.distributed import World
     from finetune_trainer.failures import RunFailure
+    from finetune_trainer.training import peers
+    from finetune_trainer.training.distributed import World
 
     peers.VERDICT_SECONDS, peers.LEAVE_SECONDS = 0.5, 0.5
     rank, result = int(os.environ["JOB_COMPLETION_INDEX"]), Path(os.environ["TERMINATION_LOG"])

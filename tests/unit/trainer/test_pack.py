@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune_trainer import pack
+from finetune_trainer.data import pack
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:

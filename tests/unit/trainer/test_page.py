@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus
-from finetune_trainer.gates import judge
-from finetune_trainer.page import render
-from finetune_trainer.prepared import histogram
+from finetune_trainer.data.prepared import histogram
+from finetune_trainer.evaluation.gates import judge
+from finetune_trainer.page.page import render
+from finetune_trainer.page.story import Story
+from finetune_trainer.page.svg import MOST_POINTS, Line, line_chart, number, thinned, ticks
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
-from finetune_trainer.story import Story
-from finetune_trainer.svg import MOST_POINTS, Line, line_chart, number, thinned, ticks
 
 from .tiny import finetune_spec
 

@@ -19,9 +19,9 @@ def together(act: str, at: int) -> int:
     """A run whose process `at` does something at its third step; returns the exit code."""
     import torch
 
-    from finetune_trainer import peers
-    from finetune_trainer.distributed import World, summed
     from finetune_trainer.train import out_of_memory_is_told
+    from finetune_trainer.training import peers
+    from finetune_trainer.training.distributed import World, summed
 
     peers.WATCH_SECONDS, peers.GRACE_SECONDS = 0.2, 0.5
     if act == "stopped":  # a starved machine must not make others look silent
@@ -61,7 +61,7 @@ def disk_full() -> None:
 def start(taken_out: float) -> None:
     import torch
 
-    from finetune_trainer.distributed import World, share_start
+    from finetune_trainer.training.distributed import World, share_start
 
     weights = torch.nn.Parameter(torch.full((3,), taken_out))
     rank = int(os.environ["JOB_COMPLETION_INDEX"])
@@ -146,7 +146,7 @@ def test_a_pod_that_never_comes_is_said_with_what_to_check(tmp_path: Path) -> No
 
 
 def alone() -> int:
-    from finetune_trainer import peers
+    from finetune_trainer.training import peers
 
     peers.JOIN_SECONDS = 1.0
     return together("nothing", 0)

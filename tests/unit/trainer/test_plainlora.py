@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune_trainer.plainlora import without_singular_values, without_start
+from finetune_trainer.methods.plainlora import without_singular_values, without_start
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from finetune_trainer.estimate import GIB
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.plan import choose_micro_batch, choose_shards
+from finetune_trainer.memory.estimate import GIB
+from finetune_trainer.memory.plan import choose_micro_batch, choose_shards
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
 
 from .test_estimate import shape, spec

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.precision import choose_precision, cpu_has_bf16
+from finetune_trainer.training.precision import choose_precision, cpu_has_bf16
 
 
 @pytest.mark.parametrize(

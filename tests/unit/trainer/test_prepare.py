@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus
-from finetune_trainer import basemodel, prepare
+from finetune_trainer import prepare
+from finetune_trainer.data.tokenizer import load_tokenizer
 from finetune_trainer.digest import hash_tree, tree_digest
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResult
-from finetune_trainer.store import Store
-from finetune_trainer.tokenizer import load_tokenizer
+from finetune_trainer.sources import basemodel
+from finetune_trainer.storage.store import Store
 
 from .tiny import finetune_spec
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.runspec import Result, RunSpec, Storage
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
 from tests.hub_server.server import HubServer
 
 from .tiny import finetune_spec

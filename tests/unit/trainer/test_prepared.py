@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from finetune_trainer.prepared import answers_begin
-from finetune_trainer.tokenizer import IGNORE, Tokens
+from finetune_trainer.data.prepared import answers_begin
+from finetune_trainer.data.tokenizer import IGNORE, Tokens
 
 
 def sequence(ids: list[int], learned_from: int) -> Tokens:

@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from finetune_trainer import cli
+from finetune_trainer.command import cli
 
 from .tiny import VOCABULARY, make_tokenizer
 

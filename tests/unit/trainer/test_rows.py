@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune_trainer import rows
+from finetune_trainer.data import rows
+from finetune_trainer.data.rows import DataFile, Row, read
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.rows import DataFile, Row, read
 
 TWO = [{"text": "one"}, {"text": "två"}]
 

@@ -117,9 +117,7 @@ def test_a_result_fits_the_termination_message_whatever_it_says() -> None:
 
 def test_the_contract_imports_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "minio", "transformers")
-    code = (
-        f"import sys, finetune_trainer.runspec, finetune_trainer.cli; print([m for m in {heavy} if m in sys.modules])"
-    )
+    code = f"import sys, finetune_trainer.runspec, finetune_trainer.command.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -4,8 +4,14 @@ import math
 
 import pytest
 
-from finetune_trainer.data import batch_rows
-from finetune_trainer.schedule import learning_rate_factor, micro_batches, rows_of_rank, total_steps, warmup_steps
+from finetune_trainer.data.batches import batch_rows
+from finetune_trainer.training.schedule import (
+    learning_rate_factor,
+    micro_batches,
+    rows_of_rank,
+    total_steps,
+    warmup_steps,
+)
 
 
 @pytest.mark.parametrize(

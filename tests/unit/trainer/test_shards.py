@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.distributed import World
-from finetune_trainer.initialization import initialize
-from finetune_trainer.precision import choose_precision
-from finetune_trainer.quantization import load_base_model
-from finetune_trainer.shards import Shards, Unit, blocks_of, parts_of
+from finetune_trainer.methods.initialization import initialize
+from finetune_trainer.training.distributed import World
+from finetune_trainer.training.precision import choose_precision
+from finetune_trainer.training.quantization import load_base_model
+from finetune_trainer.training.shards import Shards, Unit, blocks_of, parts_of
 from tests.unit.trainer.pods import Pods
 
 from .families import FAMILIES

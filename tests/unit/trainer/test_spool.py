@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_trainer.spool import Spool, content_hash, held_out
-from finetune_trainer.tokenizer import IGNORE, Tokens
+from finetune_trainer.data.spool import Spool, content_hash, held_out
+from finetune_trainer.data.tokenizer import IGNORE, Tokens
 
 
 def test_sequences_come_back_in_any_order(tmp_path: Path) -> None:

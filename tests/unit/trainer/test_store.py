@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer import store as store_module
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.runspec import Storage
-from finetune_trainer.store import ObjectNotFound, Store
+from finetune_trainer.storage import store as store_module
+from finetune_trainer.storage.store import ObjectNotFound, Store
 
 from .minio_server import minio_server
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.connection import ObjectNotFound
 from finetune_trainer.digest import hash_tree, tree_digest
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.runspec import Storage
-from finetune_trainer.store import Store
+from finetune_trainer.storage.connection import ObjectNotFound
+from finetune_trainer.storage.store import Store
 
 
 @pytest.fixture(params=["bucket", "folder"])

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.architecture import architecture
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.suitability import refuse_unsuitable
+from finetune_trainer.memory.architecture import architecture
+from finetune_trainer.methods.suitability import refuse_unsuitable
 
 from .families import FAMILIES
 from .test_methods import METHODS, lora

@@ -8,13 +8,13 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from finetune_operator.api.evaluation import Evaluation
+from finetune_trainer.evaluation.gates import judge
+from finetune_trainer.evaluation.tasks import catalogue
+from finetune_trainer.evaluation.tasks.fetch import leave_tasks
+from finetune_trainer.evaluation.tasks.results import METRICS, Comparison, Measured, scores
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.gates import judge
 from finetune_trainer.runspec import Storage
-from finetune_trainer.store import Store
-from finetune_trainer.tasks import catalogue
-from finetune_trainer.tasks.fetch import leave_tasks
-from finetune_trainer.tasks.results import METRICS, Comparison, Measured, scores
+from finetune_trainer.storage.store import Store
 
 from .tiny import WORDS
 

@@ -9,12 +9,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
-from finetune_trainer.distributed import World
-from finetune_trainer.initialization import as_base
-from finetune_trainer.objectives import make_autocast
-from finetune_trainer.precision import choose_precision
-from finetune_trainer.tasks import model as loaded
-from finetune_trainer.tasks.model import LoadedModel
+from finetune_trainer.evaluation.tasks import model as loaded
+from finetune_trainer.evaluation.tasks.model import LoadedModel
+from finetune_trainer.methods.initialization import as_base
+from finetune_trainer.objectives.objective import make_autocast
+from finetune_trainer.training.distributed import World
+from finetune_trainer.training.precision import choose_precision
 
 from .small_run import CPU, Setup
 from .tiny import finetune_spec

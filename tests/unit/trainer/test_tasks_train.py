@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.outcome import finished_result
+from finetune_trainer.evaluation.tasks import catalogue
+from finetune_trainer.evaluation.tasks.fetch import leave_tasks
+from finetune_trainer.memory.verdict import estimate_run
+from finetune_trainer.results.outcome import finished_result
 from finetune_trainer.runspec import TrainResult
-from finetune_trainer.tasks import catalogue
-from finetune_trainer.tasks.fetch import leave_tasks
-from finetune_trainer.verdict import estimate_run
 
 from .bucket import RUN, Bench
 from .test_tasks import DATA

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from finetune_trainer.data.formats import Conversation, Pair, Sample, Text
+from finetune_trainer.data.tokenizer import IGNORE, ModelTokenizer, Tokens, load_tokenizer
 from finetune_trainer.failures import RunFailure
-from finetune_trainer.formats import Conversation, Pair, Sample, Text
-from finetune_trainer.tokenizer import IGNORE, ModelTokenizer, Tokens, load_tokenizer
 
 from . import templates
 

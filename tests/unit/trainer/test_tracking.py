@@ -11,10 +11,10 @@ import pytest
 
 from finetune_operator.api.finetunestatus import AdapterStatus, EvaluationStatus
 from finetune_operator.api.tracking import Tracking as Asked
+from finetune_trainer.page.story import Story
+from finetune_trainer.results.tracking import about, follow
+from finetune_trainer.results.tracking.follow import End, Follower, Lines, TrackerRefused, Tracking
 from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
-from finetune_trainer.story import Story
-from finetune_trainer.tracking import about, follow
-from finetune_trainer.tracking.follow import End, Follower, Lines, TrackerRefused, Tracking
 
 from .tiny import finetune_spec
 
@@ -199,7 +199,7 @@ def test_nothing_is_asked_before_the_first_step_and_nothing_where_none_is_config
 
 def test_no_library_of_a_tracker_is_imported_at_the_start() -> None:
     code = (
-        "import sys, finetune_trainer.train, finetune_trainer.tracking.mlflow, finetune_trainer.tracking.wandb\n"
+        "import sys, finetune_trainer.train, finetune_trainer.results.tracking.mlflow, finetune_trainer.results.tracking.wandb\n"
         "print(sorted({'wandb', 'tensorboardX', 'mlflow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.tracking import MLflow
-from finetune_trainer.story import Story
-from finetune_trainer.tracking.follow import Follower
-from finetune_trainer.tracking.mlflow import MLflowRun
+from finetune_trainer.page.story import Story
+from finetune_trainer.results.tracking.follow import Follower
+from finetune_trainer.results.tracking.mlflow import MLflowRun
 from tests.tracking_servers import FakeMLflow, served
 
 from .test_tracking import a_story, add_steps, finished

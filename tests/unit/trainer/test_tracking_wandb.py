@@ -8,9 +8,9 @@ import pytest
 
 from finetune_operator.api.finetunestatus import TrackerStatus
 from finetune_operator.api.tracking import WandB
-from finetune_trainer.story import Story
-from finetune_trainer.tracking.follow import Follower
-from finetune_trainer.tracking.wandb import WandBRun
+from finetune_trainer.page.story import Story
+from finetune_trainer.results.tracking.follow import Follower
+from finetune_trainer.results.tracking.wandb import WandBRun
 from tests.tracking_servers import FakeWandB, served
 
 from .test_tracking import a_story, add_steps, finished

@@ -17,7 +17,7 @@ import pytest
 from finetune_operator.api.finetunestatus import ProgressStatus
 from finetune_operator.api.tracking import Tracking
 from finetune_trainer.digest import canonical_json, sha256_hex
-from finetune_trainer.store import Store
+from finetune_trainer.storage.store import Store
 from tests.tracking_servers import FakeMLflow, served
 
 from .bucket import RUN, RUN_ID, Bench
@@ -222,7 +222,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_failure_unless_it_is_pre
 
 
 def test_samples_are_answered_by_base_and_adapter(bench: Bench) -> None:
-    from finetune_trainer.outcome import finished_result
+    from finetune_trainer.results.outcome import finished_result
 
     asked = finetune_spec(evaluation={"samples": ["alpha beta"]}, training={"maxSteps": 2})
     result = bench.train(asked)
@@ -240,8 +240,8 @@ def test_samples_are_answered_by_base_and_adapter(bench: Bench) -> None:
 
 def test_a_run_that_fails_late_leaves_its_report(bench: Bench) -> None:
     from finetune_trainer.failures import RunFailure
-    from finetune_trainer.outcome import write_failed_report
-    from finetune_trainer.story import Story
+    from finetune_trainer.page.story import Story
+    from finetune_trainer.results.outcome import write_failed_report
 
     story = Story(bench.run_spec(finetune_spec()))
     write_failed_report(bench.store, story, RunFailure("GPUNotVisible", "no GPU"))

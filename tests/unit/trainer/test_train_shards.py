@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.architecture import architecture, read_config
-from finetune_trainer.estimate import Workload, estimate
-from finetune_trainer.verdict import estimate_run
+from finetune_trainer.memory.architecture import architecture, read_config
+from finetune_trainer.memory.estimate import Workload, estimate
+from finetune_trainer.memory.verdict import estimate_run
 
 from .bucket import RUN, Bench
 from .test_train_two import result, two

@@ -26,7 +26,8 @@ def bench(endpoint: str, tiny_llama: Path, tmp_path: Path) -> Bench:
 
 
 def run_stage(spec_path: str) -> int:
-    from finetune_trainer import peers, stage
+    from finetune_trainer import stage
+    from finetune_trainer.training import peers
 
     peers.VERDICT_SECONDS, peers.LEAVE_SECONDS = 0.5, 0.5
     return stage.run_stage("train", spec_path)

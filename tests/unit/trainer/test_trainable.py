@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.architecture import architecture
-from finetune_trainer.methods import peft_config
-from finetune_trainer.trainable import trainable_parameters
+from finetune_trainer.memory.architecture import architecture
+from finetune_trainer.memory.trainable import trainable_parameters
+from finetune_trainer.methods.configs import peft_config
 
 from .families import FAMILIES
 from .test_methods import lora

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.combinations import SHARING_RULES
-from finetune_trainer.estimate import GIB, Workload, estimate
-from finetune_trainer.verdict import placed, verdict
+from finetune_trainer.memory.estimate import GIB, Workload, estimate
+from finetune_trainer.memory.verdict import placed, verdict
+from finetune_trainer.methods.combinations import SHARING_RULES
 
 from .test_estimate import ATTENTION, shape, spec
 

@@ -1,0 +1,218 @@
+"""Chat templates: messages into text, and which stretches of that text the assistant wrote.
+
+Renders as transformers' apply_chat_template does (a test compares them), without importing it: that costs seconds at
+start-up. Templates come with models and are not trusted: they run in jinja2's sandbox, and the date is fixed, since a
+template that prints today's date would give the same data another digest every day.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from finetune_trainer.data.formats import Conversation, Invalid, Message
+
+Span = tuple[int, int]
+"""Start and end in characters of the rendered text."""
+
+TODAY = datetime(2024, 7, 26)  # what Llama's templates print when no date is given
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# For base models whose vocabulary has no chat tokens: plain words only, so that no embedding has to be added and
+# trained.
+PLAIN = (
+    "{{ bos_token }}{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] "
+    "}}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: the tag with which a template marks what the assistant writes."""
+
+    tags = {"generation"}  # noqa: RUF012  # jinja2's interface
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Any) -> str:
+        return f"{_OPEN}{caller()}{_CLOSE}"
+
+
+_OPEN, _CLOSE = "\ue0f0", "\ue0f1"  # private use characters: removed after rendering, their places are the spans
+
+
+class ChatTemplate:
+    """A compiled template and the special tokens that it may print."""
+
+    def __init__(self, source: str, tokens: dict[str, str], end_tokens: Iterable[str] = ()) -> None:
+        """`tokens`: bos_token, eos_token, ... as templates name them. `end_tokens`: what may end a turn."""
+        self.source, self._tokens = source, tokens
+        self._ends = sorted({*end_tokens, tokens.get("eos_token", "")} - {""}, key=len, reverse=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = TODAY.strftime
+        self._template = environment.from_string(source)
+        self.marks_turns = "endgeneration" in source
+
+    def render(
+        self, messages: list[Message], tools: list[Any] | None = None, add_generation_prompt: bool = False
+    ) -> str:
+        """The text of a conversation. Invalid when the template refuses it, with the template's own words."""
+        return self._render(messages, tools, add_generation_prompt).replace(_OPEN, "").replace(_CLOSE, "")
+
+    def refuse_unprinted_calls(self, conversation: Conversation) -> None:
+        """Invalid when tool calls leave no trace in the text: the model would learn to answer nothing."""
+        called = [index for index, message in enumerate(conversation.messages) if message.get("tool_calls")]
+        if not called:
+            return
+        without = [{key: value for key, value in one.items() if key != "tool_calls"} for one in conversation.messages]
+        if self.render(conversation.messages, conversation.tools) == self.render(without, conversation.tools):
+            raise Invalid(
+                f"messages[{called[0]}].tool_calls: the model's chat template does not print tool calls; use a model whose "
+                "template does, or write the call into the content"
+            )
+
+    def spans(self, conversation: Conversation) -> tuple[str, list[Span]]:
+        """The rendered text and the stretches to be learned: assistant turns with the token that ends them."""
+        if self.marks_turns:
+            return self._marked(conversation)
+        text = self.render(conversation.messages, conversation.tools)
+        found: list[Span] = []
+        position = 0
+        for index, message in enumerate(conversation.messages):
+            if message["role"] != "assistant" or index < conversation.learn_from:
+                continue
+            start, end = self._locate(text, position, conversation, index)
+            position = end = self._with_end_token(text, end)
+            found.append((start, end))
+        return text, found
+
+    def _marked(self, conversation: Conversation) -> tuple[str, list[Span]]:
+        rendered = self._render(conversation.messages, conversation.tools, add_generation_prompt=False)
+        pieces: list[str] = []
+        spans: list[Span] = []
+        position = start = 0
+        for piece, mark in _split(rendered):
+            pieces.append(piece)
+            position += len(piece)
+            if mark == _OPEN:
+                start = position
+            elif mark == _CLOSE:
+                spans.append((start, position))
+        turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        if len(spans) == len(turns):
+            spans = [span for span, index in zip(spans, turns, strict=True) if index >= conversation.learn_from]
+        return "".join(pieces), spans
+
+    def _locate(self, text: str, position: int, conversation: Conversation, index: int) -> Span:
+        """Where the content of turn `index` is. A content that occurs once is there; else the turns before say where to
+        look.
+        """
+        message = conversation.messages[index]
+        content = message["content"].strip()
+        written_by_template = message.get("tool_calls") or message.get("reasoning_content") or message.get("thinking")
+        if not written_by_template and text.count(content) == 1:
+            start = text.index(content)
+            return start, start + len(content)
+        before = self.render(conversation.messages[:index], conversation.tools, add_generation_prompt=True)
+        position = max(position, _common_prefix(before, text))
+        if written_by_template:
+            until = self.render(conversation.messages[: index + 1], conversation.tools)
+            return position, _common_prefix(until, text)
+        start = text.find(content, position)
+        if start < 0 and "</think>" in content:  # reasoning templates print only the newest thoughts
+            content = content.rpartition("</think>")[2].strip()
+            start = text.find(content, position)
+        if start < 0:
+            raise Invalid(
+                f"messages[{index}]: the chat template does not print the assistant's words as they are; set "
+                "training.lossOn: All"
+            )
+        return start, start + len(content)
+
+    def _with_end_token(self, text: str, end: int) -> int:
+        """`end`, moved behind the token that ends the turn: a model that never sees it learned never stops."""
+        rest = text[end : end + 200]
+        blank = len(rest) - len(rest.lstrip())
+        for token in self._ends:
+            if rest.startswith(token, blank):
+                return end + blank + len(token)
+        return end
+
+    def ends_turn(self, text: str) -> bool:
+        """Whether the text ends with a token that ends a turn."""
+        return text.rstrip().endswith(tuple(self._ends)) if self._ends else True
+
+    def _render(self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> str:
+        try:
+            return self._template.render(
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._tokens,
+            )
+        except jinja2.TemplateError as error:
+            raise Invalid(f"the model's chat template refuses the conversation: {error.message or error}") from error
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+            raise Invalid(
+                f"the model's chat template fails on the conversation: {type(error).__name__}: {error}"
+            ) from error
+
+
+def default_template(vocabulary: dict[str, int]) -> str:
+    """A template for a model that has none: ChatML where its tokens exist, plain headings otherwise."""
+    return CHATML if {"<|im_start|>", "<|im_end|>"} <= vocabulary.keys() else PLAIN
+
+
+def _split(text: str) -> Iterator[tuple[str, str]]:
+    """Pieces of text, each with the mark that follows it."""
+    rest = text
+    while rest:
+        places = [place for place in (rest.find(_OPEN), rest.find(_CLOSE)) if place >= 0]
+        if not places:
+            yield rest, ""
+            return
+        place = min(places)
+        yield rest[:place], rest[place]
+        rest = rest[place + 1 :]
+
+
+def _common_prefix(one: str, other: str) -> int:
+    """Length of the longest common beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # by halving: comparing slices is done in C
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    # jinja2's own filter escapes HTML
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,1 @@
+"""What a run needs of a GPU, known before one is asked for."""

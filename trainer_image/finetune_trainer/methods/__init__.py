@@ -1,0 +1,1 @@
+"""How a model is adapted: from `method` to an adapter, and to a form that others can load."""

@@ -1,0 +1,1 @@
+"""The object store, and a folder in place of one."""
