@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Self
 
 import pytest
 
 from e2e.cases.conftest import Apply, make_namespace
 from e2e.cases.handles import SERVING_LIMIT, Handle
 from e2e.cases.objects import adapter_deployment, finetune, training
+from e2e.cases.traffic import QUESTION, Client
 from e2e.demo.chat import AskFailed, ask, base_model_name, call
 from e2e.kubectl import Kubectl, Object, is_true
 
 NAMESPACE = "e2e-serving"
-QUESTION = "How do I reset the Zorblax router?"
 STEPS = 20
 
 
@@ -64,32 +61,6 @@ def restarts(pod: Object) -> int:
     return sum(container["restartCount"] for container in containers)
 
 
-@dataclass
-class Client:
-    """Asks again and again in the background, as production traffic would."""
-
-    address: str
-    answered_by: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=60)
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.2):
-            try:
-                self.answered_by.append(ask(self.address, "bot", QUESTION, max_tokens=8).model)
-            except (AskFailed, OSError) as failure:
-                self.failures.append(str(failure))
-
-
 def test_the_stable_name_answers_with_the_digest_that_was_trained(address: str, bot: Handle) -> None:
     assert ask(address, "bot", QUESTION).model == f"bot@{short_digest(bot)}"
     status = bot.status
@@ -125,7 +96,7 @@ def test_two_finetunes_run_beside_it(ready: Handle, apply: Apply, seed: int) -> 
 def test_a_new_adapter_is_swapped_in_without_restart_or_failed_request(address: str, bot: Handle, seed: int) -> None:
     old, pod = short_digest(bot), engine_pod(bot)
     tune = followed(bot)
-    with Client(address) as client:
+    with Client(address, "bot") as client:
         tune.patch({"training": training(seed, steps=STEPS)})
         tune.wait_phase("Training")
         # While the next adapter is made, the last one answers.

@@ -26,7 +26,7 @@ from finetune_serving.plan import Fetch, Known, Load, Measure, Refusal, Unload, 
 from finetune_serving.report import Reporter
 from finetune_serving.routes import Aliases, AliasFile, engine_name, write_aliases
 from finetune_trainer.evaluation.probeprompts import prompts_for
-from finetune_trainer.failures import RunFailure
+from finetune_trainer.failures import DIGEST_MISMATCH, RunFailure
 from finetune_trainer.storage.store import Store
 
 log = logging.getLogger("agent")
@@ -120,8 +120,7 @@ class Agent:
             return
         adapters = ", ".join(f"{model_of(adapter)} weight {adapter.weight}" for adapter in desired.adapters)
         log.info("desired set %d: %s", desired.sequence, adapters)
-        self.known.desired = desired
-        self.known.refused = {}  # a new set may have a new address, other probe prompts, or be a wish to try again
+        plan.take(self.known, desired)
         self._changed.set()
 
     def read_desired_file(self) -> None:
@@ -211,6 +210,8 @@ class Agent:
             state = await engine.state()
             if state.boot == self.known.boot and self.known.boot:
                 self.known.engine = state
+                for model, refusal in plan.note_failures(self.known).items():
+                    log.error("%s: %s: %s", model, refusal.reason, refusal.message)
                 return
             told = AliasFile(self.settings.state / "aliases.json").read()
             plan.saw_engine(self.known, state, await engine.adapters(), told)
@@ -228,9 +229,13 @@ class Agent:
                 self._fetching = asyncio.create_task(self._fetch_adapter(adapter))
                 self._fetching.add_done_callback(lambda task: self._take_fetched(adapter, task))
             case Load(adapter):
+                self.known.trying = model_of(adapter)
                 await self._load(engine, adapter)
+                self.known.trying = ""
             case Measure(adapter):
+                self.known.trying = model_of(adapter)
                 await self._measure(engine, adapter)
+                self.known.trying = ""
             case Unload(model):
                 await engine.unload(model)
                 log.info("%s: unloaded, nothing asks for it any more", model)
@@ -246,9 +251,12 @@ class Agent:
         self.known.fetching = ""
         try:
             self.known.fetched[adapter.digest] = fetching.result()
-        except (RunFailure, Unservable) as failure:
-            never = isinstance(failure, Unservable)  # the files are what their digest says: they will not change
-            self._refuse(adapter, failure.reason, failure.message, None if never else RETRY_SECONDS, on_disk=True)
+        except Unservable as failure:  # the files are what their digest says: they will not change
+            self._refuse(adapter, failure.reason, failure.message, None, on_disk=True)
+        except RunFailure as failure:
+            # What the store does not give now it may give later; files that are wrong end a canary.
+            again = last_try(adapter) if failure.reason == DIGEST_MISMATCH else RETRY_SECONDS
+            self._refuse(adapter, failure.reason, failure.message, again, on_disk=True)
         except asyncio.CancelledError:
             return
         self._changed.set()
@@ -258,7 +266,7 @@ class Agent:
         try:
             await engine.load(model, str(self.known.fetched[adapter.digest].path))
         except EngineRefused as refused:
-            self._refuse(adapter, "LoadFailed", f"vLLM could not load it: {refused.message}", RETRY_SECONDS)
+            self._refuse(adapter, "LoadFailed", f"vLLM could not load it: {refused.message}", last_try(adapter))
             return
         self.known.loaded.add(model)
         log.info("%s: loaded in %.0f ms", model, (time.monotonic() - began) * 1000)
@@ -274,7 +282,7 @@ class Agent:
                     break
                 log.warning("%s: the engine's answers are too noisy to prove anything: %s", model_of(adapter), effect)
         except EngineRefused as refused:
-            self._refuse(adapter, "ProbeFailed", f"vLLM refused the probe: {refused.message}", RETRY_SECONDS)
+            self._refuse(adapter, "ProbeFailed", f"vLLM refused the probe: {refused.message}", last_try(adapter))
             return
         if refusal := effect.refusal(asked.min_logprob_delta):
             self._refuse(adapter, *refusal, None if effect.clear else RETRY_SECONDS)
@@ -287,7 +295,8 @@ class Agent:
     ) -> None:
         log.error("%s: %s: %s", model_of(adapter), reason, message)
         until = None if again is None else time.monotonic() + again
-        self.known.refused[model_of(adapter)] = Refusal(reason, message, until, on_disk)
+        trial = adapter.trial if again is None else ""
+        self.known.refused[model_of(adapter)] = Refusal(reason, message, until, on_disk, trial)
 
     # what others are told
 
@@ -333,6 +342,11 @@ class Agent:
             await asyncio.wait_for(self._changed.wait(), seconds)
         except TimeoutError:
             return
+
+
+def last_try(adapter: DesiredAdapter) -> float | None:
+    """Seconds until an adapter is tried again; a canary has one try."""
+    return None if adapter.trial else RETRY_SECONDS
 
 
 def write_token(path: Path) -> None:

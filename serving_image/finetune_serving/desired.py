@@ -28,6 +28,8 @@ class DesiredAdapter(Wire):
     uri: str
     #: Its share of the name's requests. 0 keeps it loaded: it answers only while no other of its name can.
     weight: int = 100
+    #: Set on a canary: one failure ends the trial of this name. Another try of the same digest is another trial.
+    trial: str = ""
 
 
 class DesiredBase(Wire):
@@ -65,6 +67,9 @@ class AdapterReport(Wire):
     state: State
     reason: str = ""
     message: str = ""
+    #: The trial that this is about, and whether it has failed for good.
+    trial: str = ""
+    trial_failed: bool = False
     rank: int | None = None
     logprob_delta: float | None = None
 
@@ -74,6 +79,7 @@ class ServedRoute(Wire):
 
     model: str
     weight: int
+    trial: str = ""
 
 
 class AgentReport(Wire):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import aiohttp
@@ -32,10 +32,12 @@ class EngineRefused(Exception):
 
 @dataclass(frozen=True)
 class EngineState:
-    """One look at the engine's process: its boot id, and the requests being answered per engine name."""
+    """One look at the engine's process: its boot id, the requests being answered per engine name, and how many the
+    engine failed to answer per trial."""
 
     boot: str
     in_flight: dict[str, int]
+    failed: dict[str, int] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -56,7 +58,7 @@ class VllmEngine:
 
     async def state(self) -> EngineState:
         answer = await self._call("GET", "/finetune/engine", STATE_SECONDS)
-        return EngineState(answer["boot"], answer["inFlight"])
+        return EngineState(answer["boot"], answer["inFlight"], answer["failed"])
 
     async def adapters(self) -> set[str]:
         """Engine names of the loaded adapters, without the base model and the middleware's stable names."""

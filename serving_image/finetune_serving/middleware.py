@@ -4,6 +4,7 @@
 
 A swap, canary or rollback of an adapter is a new mapping file (`routes.py`): nothing is loaded twice and no request
 fails. The answer's `model` is the engine's own name, `support-bot@3f9a1c20b7de`, so it says which digest answered.
+What a canary fails to answer is counted, and answered by the adapter beside it.
 Standard library only, Python 3.10 and later: it runs in an image that we did not build.
 """
 
@@ -21,11 +22,14 @@ from typing import Any
 
 from finetune_serving import slots
 from finetune_serving.routes import Aliases, AliasFile
+from finetune_serving.trial import Answer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+#: An engine name, and the request that asks for it.
+Asked = tuple[str, bytes]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Larger requests are refused before they are read; base64 images are the largest thing that clients send.
@@ -78,6 +82,7 @@ class AdapterMiddleware:
         self._aliases = AliasFile(state_dir / "aliases.json")
         self._token_file = state_dir / "token"
         self._in_flight: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
         self._refuses_prompt_logprobs = os.environ.get("FINETUNE_REFUSE_PROMPT_LOGPROBS") == "true"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +100,8 @@ class AdapterMiddleware:
             message = f"{path} is closed: adapters are loaded by the AdapterDeployment's agent, not by clients."
             await refuse(send, 403, "PermissionDenied", message)
         elif path == "/finetune/engine":
-            await answer(send, 200, {"boot": self._boot, "inFlight": dict(self._in_flight)})
+            state = {"boot": self._boot, "inFlight": dict(self._in_flight), "failed": dict(self._failed)}
+            await answer(send, 200, state)
         elif path == "/finetune/ready":
             await self._ready(scope, receive, send)
         elif path == "/v1/unload_lora_adapter" and method == "POST":
@@ -103,7 +109,7 @@ class AdapterMiddleware:
         elif path == "/v1/models" and method == "GET":
             await self._models(scope, receive, send)
         elif method == "POST" and is_json(scope):
-            await self._request(with_api_key(scope) if trusted else scope, receive, send)
+            await self._request(with_api_key(scope) if trusted else scope, receive, send, trusted)
         else:
             await self._app(with_api_key(scope) if trusted else scope, receive, send)
 
@@ -160,7 +166,7 @@ class AdapterMiddleware:
 
         await self._app(scope, receive, collect)
 
-    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _request(self, scope: Scope, receive: Receive, send: Send, trusted: bool) -> None:
         try:
             body = await read_body(scope, receive)
         except BodyTooLarge:
@@ -173,25 +179,46 @@ class AdapterMiddleware:
             await refuse(send, 400, "BadRequestError", NO_PROMPT_LOGPROBS)
             return
         model = request.get("model") if request is not None else None
-        if request is not None and isinstance(model, str) and model in self._aliases.read().names:
-            chosen = self._current().choose(model, random.random())
+        if request is None or not isinstance(model, str):
+            await self._app(with_body(scope, body), replay(body, receive), send)
+            return
+        aliases, asked, stable = self._current(), (model, body), None
+        if model in aliases.names:
+            chosen = aliases.choose(model, random.random())
             if chosen is None:
                 message = f"The model {model!r} is being loaded; try again in {RETRY_AFTER_SECONDS} seconds."
                 await refuse(send, 503, "ServiceUnavailable", message)
                 return
-            model = request["model"] = chosen
-            body = json.dumps(request).encode()
-        scope = {**scope, "headers": with_length(scope["headers"], len(body))}
-        if isinstance(model, str):
-            await self._counted(model, scope, replay(body, receive), send)
+            asked, stable = asking(request, chosen), aliases.stable(model)
+        trial = aliases.trial_of(asked[0])
+        if trial and not trusted:  # the agent's own questions are no client's
+            await self._tried(trial, asked, asking(request, stable) if stable else None, scope, receive, send)
         else:
-            await self._app(scope, replay(body, receive), send)
+            await self._counted(asked, scope, receive, send)
 
-    async def _counted(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _tried(
+        self, trial: str, asked: Asked, stable: Asked | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """A canary's failure ends its trial; the adapter beside it answers, unless the client asked for the digest."""
+        passed_on = Answer(send, replaceable=stable is not None)
+        try:
+            await self._counted(asked, scope, receive, passed_on.send)
+        except Exception:
+            passed_on.failed = True
+            if not passed_on.kept_back:
+                raise
+        finally:
+            if passed_on.failed:
+                self._failed[trial] += 1
+        if stable is not None and passed_on.kept_back:
+            await self._counted(stable, scope, receive, send)
+
+    async def _counted(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         """The agent unloads an adapter only when no request that was sent to it is still being answered."""
+        model, body = asked
         self._in_flight[model] += 1
         try:
-            await self._app(scope, receive, send)
+            await self._app(with_body(scope, body), replay(body, receive), send)
         finally:
             self._in_flight[model] -= 1
             if self._in_flight[model] <= 0:
@@ -241,6 +268,15 @@ def with_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tup
     dropped = (b"content-length", b"transfer-encoding")
     kept = [(key, value) for key, value in headers if key.lower() not in dropped]
     return [*kept, (b"content-length", str(length).encode())]
+
+
+def with_body(scope: Scope, body: bytes) -> Scope:
+    return {**scope, "headers": with_length(scope["headers"], len(body))}
+
+
+def asking(request: dict[str, Any], model: str) -> Asked:
+    """The same request, of this engine name."""
+    return model, json.dumps({**request, "model": model}).encode()
 
 
 class BodyTooLarge(Exception):

@@ -23,6 +23,8 @@ class Refusal:
     again: float | None = None
     #: About the files, not about what this engine process made of them.
     on_disk: bool = False
+    #: The canary's trial that has failed with this: neither another set nor another engine process revives it.
+    trial: str = ""
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Known:
     max_loaded: int = 2
     fetched: dict[str, Fetched] = field(default_factory=dict)
     fetching: str = ""
+    #: The engine name that is being loaded or probed.
+    trying: str = ""
     loaded: set[str] = field(default_factory=set)
     verified: dict[str, float] = field(default_factory=dict)
     refused: dict[str, Refusal] = field(default_factory=dict)
@@ -71,6 +75,15 @@ Step = Fetch | Load | Measure | Unload
 
 def model_of(adapter: DesiredAdapter) -> str:
     return engine_name(adapter.name, adapter.digest)
+
+
+def take(known: Known, desired: Desired) -> None:
+    """A new set may have a new address, other probe prompts, or be a wish to try again; a failed trial stays failed."""
+    known.desired = desired
+    trials = {model_of(adapter): adapter.trial for adapter in desired.adapters if adapter.trial}
+    known.refused = {
+        m: refusal for m, refusal in known.refused.items() if refusal.trial and refusal.trial == trials.get(m)
+    }
 
 
 def blocked(known: Known, adapter: DesiredAdapter, now: float) -> bool:
@@ -116,14 +129,20 @@ def retirable(known: Known, engine: EngineState, model: str, now: float) -> bool
 
 
 def routes(known: Known) -> dict[str, tuple[Route, ...]]:
-    """Who answers for each desired name: verified adapters only, the old one until a new one is verified."""
+    """Who answers for each desired name: verified adapters only, the old one until a new one is verified.
+
+    A canary never answers alone, unless the adapter beside it cannot be had.
+    """
     if known.desired is None:
         return known.routes
     chosen: dict[str, tuple[Route, ...]] = {}
     for name in known.desired.names():
-        proved = [a for a in known.desired.adapters if a.name == name and model_of(a) in known.verified]
-        sharing = tuple(Route(model_of(a), a.weight) for a in proved if a.weight > 0)
-        standby = tuple(Route(model_of(a), 1) for a in proved[:1])
+        wanted = [a for a in known.desired.adapters if a.name == name]
+        proved = [a for a in wanted if model_of(a) in known.verified]
+        if any(not a.trial and model_of(a) not in {*known.verified, *known.refused} for a in wanted):
+            proved = [a for a in proved if not a.trial]
+        sharing = tuple(Route(model_of(a), a.weight, a.trial) for a in proved if a.weight > 0)
+        standby = tuple(Route(model_of(a), 1, a.trial) for a in proved[:1])
         before = tuple(route for route in known.routes.get(name, ()) if route.model in known.verified)
         if found := sharing or standby or before:
             chosen[name] = found
@@ -140,7 +159,36 @@ def saw_engine(known: Known, state: EngineState, loaded: set[str], told: Aliases
     known.verified = {model: delta for model, delta in told.verified.items() if same and model in loaded}
     known.routes = told.routes if same else {}
     known.unrouted = {}
-    known.refused = {model: refusal for model, refusal in known.refused.items() if refusal.on_disk}
+    known.refused = {model: r for model, r in known.refused.items() if r.on_disk or r.trial}
+    if told.boot and not same:
+        _blame_canaries(known, told)
+
+
+def _blame_canaries(known: Known, told: Aliases) -> None:
+    """An engine that ends while a canary is loaded, probed or asked is not given that canary again."""
+    trials = {route.model: route.trial for group in told.routes.values() for route in group if route.trial}
+    for adapter in known.desired.adapters if known.desired else ():
+        if adapter.trial and model_of(adapter) == known.trying:
+            trials[known.trying] = adapter.trial
+    message = "the engine's process ended while it had this canary: see the engine's log (--previous)"
+    for model, trial in trials.items():
+        known.refused.setdefault(model, Refusal("EngineRestarted", message, trial=trial))
+
+
+def note_failures(known: Known) -> dict[str, Refusal]:
+    """Ends the trial of every canary that failed to answer a request; returns the new refusals by engine name."""
+    if known.desired is None or known.engine is None:
+        return {}
+    ended = {}
+    for adapter in known.desired.adapters:
+        failed, model = known.engine.failed.get(adapter.trial, 0), model_of(adapter)
+        if adapter.trial and failed and model not in known.refused:
+            message = f"the engine failed to answer {failed} of this canary's requests: see the engine's log"
+            ended[model] = Refusal("RequestsFailed", message, trial=adapter.trial)
+    for model, refusal in ended.items():
+        known.refused[model] = refusal
+        known.verified.pop(model, None)
+    return ended
 
 
 def note_unrouted(known: Known, now: float) -> None:
@@ -175,6 +223,7 @@ def adapter_report(known: Known, adapter: DesiredAdapter) -> AdapterReport:
     report = AdapterReport(
         name=adapter.name,
         digest=adapter.digest,
+        trial=adapter.trial,
         state="Downloading",
         rank=fetched.rank if fetched else None,
         logprob_delta=known.verified.get(model),
@@ -182,7 +231,8 @@ def adapter_report(known: Known, adapter: DesiredAdapter) -> AdapterReport:
     if model in known.verified:
         return report.model_copy(update={"state": "Ready"})
     if refusal is not None:
-        return report.model_copy(update={"state": "Failed", "reason": refusal.reason, "message": refusal.message})
+        update = {"state": "Failed", "reason": refusal.reason, "message": refusal.message}
+        return report.model_copy(update={**update, "trial_failed": bool(refusal.trial)})
     if fetched is None:
         return report
     if fetched.rank > known.max_lora_rank:
@@ -200,7 +250,7 @@ def agent_report(known: Known, message: str) -> AgentReport:
     """What the operator is told."""
     told = aliases(known)
     served: Mapping[str, list[ServedRoute]] = {
-        name: [ServedRoute(model=route.model, weight=route.weight) for route in group]
+        name: [ServedRoute(model=route.model, weight=route.weight, trial=route.trial) for route in group]
         for name, group in known.routes.items()
     }
     return AgentReport(

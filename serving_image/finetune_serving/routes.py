@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Route:
 
     model: str
     weight: int
+    #: Set while this is a canary: its failures are counted under this name.
+    trial: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,21 @@ class Aliases:
                 return route.model
         return routes[-1].model
 
+    def trial_of(self, model: str) -> str:
+        """The trial that an engine name is on; empty for all but a canary."""
+        return next((r.trial for routes in self.routes.values() for r in routes if r.model == model), "")
+
+    def stable(self, name: str) -> str | None:
+        """The engine name that answers for what a canary could not."""
+        return next((r.model for r in self.routes.get(name, ()) if not r.trial and r.weight > 0), None)
+
     def dumps(self) -> str:
         document = {
             "boot": self.boot,
             "ready": self.ready,
             "message": self.message,
             "names": list(self.names),
-            "routes": {n: [{"model": r.model, "weight": r.weight} for r in rs] for n, rs in self.routes.items()},
+            "routes": {name: [asdict(route) for route in routes] for name, routes in self.routes.items()},
             "verified": self.verified,
         }
         return json.dumps(document, indent=1, sort_keys=True)
@@ -79,7 +89,7 @@ class Aliases:
             ready=document["ready"],
             message=document["message"],
             names=tuple(document["names"]),
-            routes={n: tuple(Route(r["model"], r["weight"]) for r in rs) for n, rs in document["routes"].items()},
+            routes={name: tuple(Route(**r) for r in routes) for name, routes in document["routes"].items()},
             verified=document["verified"],
         )
 

@@ -163,7 +163,6 @@ CASES = [
 
 # As in test_crd_finetune.py.
 NOT_SUPPORTED_EXAMPLES: dict[str, Changes] = {
-    "adapters.canary": {"adapters": [FOLLOWED | {"canary": {"weight": 5}}]},
     "baseModel.huggingFace": {"adapters": [PINNED], "baseModel": {"huggingFace": {"repo": "acme/tiny"}}},
     "autoscaling": {"autoscaling": {"maxReplicas": 2}},
 }

@@ -122,7 +122,7 @@ ADAPTER_DEPLOYMENT_STATUS = {
             "servedDigest": DIGEST,
             "readyPods": 1,
             "probe": {"logprobDelta": 0.7},
-            "canarySince": NOW,
+            "canary": {"trial": "5d41402abc4b", "state": "Running", "since": NOW, "reason": "", "message": ""},
             "message": "",
         }
     ],

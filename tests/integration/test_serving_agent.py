@@ -87,14 +87,14 @@ class Pod:
         return f"bot@{short(self.digests[name])}"
 
     def want(self, *names: str, base: str = "", **probe: Any) -> dict[str, Any]:
-        """Writes the desired set, `name` or `name*weight`, as the kubelet does: as a new file."""
+        """Writes the desired set, `name`, `name*weight` or `name*weight*trial`, as the kubelet does: as a new file."""
         self.sequence += 1
         adapters = []
         for entry in names:
-            name, _, weight = entry.partition("*")
+            name, weight, trial, *_ = [*entry.split("*"), "", ""]
             digest = self.digests[name]
             uri = self.store.uri(f"adapters/{hex_of(digest)}")
-            adapters.append({"name": "bot", "digest": digest, "uri": uri, "weight": int(weight or 100)})
+            adapters.append({"name": "bot", "digest": digest, "uri": uri, "weight": int(weight or 100), "trial": trial})
         document = {
             "sequence": self.sequence,
             "baseModel": {"uri": self.store.uri("models/base"), "digest": base or self.base},
@@ -134,7 +134,7 @@ class Pod:
         return (await self.engine.call("GET", "/finetune/ready"))[0] == 200
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while True:
             held = condition()
@@ -209,6 +209,66 @@ async def test_a_canary_is_shared_by_weight_and_rolled_back_without_loading(pod:
 
         await until(only_old)
         assert sorted(pod.engine.loads) == sorted([old, new])
+
+
+async def test_a_canary_that_fails_a_request_is_dropped_and_no_client_notices(pod: Pod) -> None:
+    old, new = pod.adapter("a"), pod.adapter("b")
+    pod.want("a*50", "b*50*first")
+    async with pod.running() as agent:
+        await until(lambda: len(agent.known.verified) == 2)
+        pod.engine.fail_answers = {new}
+        answered: list[tuple[int, str]] = []
+
+        async def dropped() -> bool:
+            answered.append(await pod.ask())
+            return state(agent, 1) == ("Failed", "RequestsFailed")
+
+        await until(dropped)
+        assert set(answered) == {(200, old)}
+        await until(lambda: new not in pod.engine.loaded)
+        loads = len(pod.engine.loads)
+        pod.want("a*50", "b*50*first")  # the same trial in a newer set
+        await until(lambda: agent.known.desired is not None and agent.known.desired.sequence == 2)
+        await until(lambda: state(agent, 1) == ("Failed", "RequestsFailed"))
+        assert len(pod.engine.loads) == loads and await pod.ready()
+        pod.engine.fail_answers = set()
+        pod.want("a*50", "b*50*second")
+        await until(lambda: state(agent, 1)[0] == "Ready")
+
+        async def both() -> bool:
+            return {(await pod.ask()) for _ in range(20)} == {(200, old), (200, new)}
+
+        await until(both)
+
+
+@pytest.mark.parametrize(
+    "trouble, reason", [("load", "LoadFailed"), ("effect", "NoEffect"), ("digest", "DigestMismatch")]
+)
+async def test_a_canary_that_cannot_be_served_has_one_try(pod: Pod, trouble: str, reason: str) -> None:
+    old = pod.adapter("a")
+    new = pod.adapter("b", weights="no effect" if trouble == "effect" else "")
+    if trouble == "digest":
+        pod.store.put_bytes(f"adapters/{hex_of(pod.digests['b'])}/adapter_model.safetensors", b"WEIGHTS OF b")
+    pod.want("a")
+    async with pod.running() as agent:
+        await until(pod.ready)
+        pod.engine.fail_loads = ["CUDA error"] if trouble == "load" else []
+        pod.want("a*50", "b*50*first")
+        await until(lambda: state(agent, 1) == ("Failed", reason))
+        assert agent.known.refused[new].again is None and agent.known.refused[new].trial == "first"
+        assert {await pod.ask() for _ in range(20)} == {(200, old)} and await pod.ready()
+
+
+async def test_an_engine_that_dies_with_a_canary_comes_back_without_it(pod: Pod) -> None:
+    old, new = pod.adapter("a"), pod.adapter("b")
+    pod.want("a*50", "b*50*first")
+    async with pod.running() as agent:
+        await until(lambda: len(agent.known.verified) == 2 and len(agent.known.routes["bot"]) == 2)
+        pod.engine.restart()
+        await until(lambda: state(agent, 1) == ("Failed", "EngineRestarted"))
+        await until(pod.ready)
+        assert {await pod.ask() for _ in range(20)} == {(200, old)}
+        assert pod.engine.loads.count(new) == 1
 
 
 async def test_an_adapter_without_effect_never_makes_a_pod_ready(pod: Pod) -> None:
@@ -399,7 +459,7 @@ async def test_reports_bring_the_next_desired_set_at_once(pod: Pod) -> None:
                 return await pod.ask() == (200, new)
 
             await until(swapped)
-            await until(lambda: received[-1]["served"] == {"bot": [{"model": new, "weight": 100}]})
+            await until(lambda: received[-1]["served"] == {"bot": [{"model": new, "weight": 100, "trial": ""}]})
             assert received[-1]["sequence"] == 2
     finally:
         await runner.cleanup()

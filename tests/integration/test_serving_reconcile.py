@@ -135,13 +135,24 @@ class Serving:
         self.kube.merge(deployment, {"status": {"observedGeneration": generation, **counts}}, "status")
         return pod
 
-    def report(self, operator: Operator, pod: Object, digest: str, *others: str, ready: bool = True) -> Object:
-        """The agent of `pod` says that `digest` answers and is verified, as are `others`."""
+    def report(
+        self,
+        operator: Operator,
+        pod: Object,
+        digest: str,
+        *others: str,
+        ready: bool = True,
+        broken: Object | None = None,
+    ) -> Object:
+        """The agent of `pod` says that `digest` answers and is verified, as are `others`; `broken` failed as a canary."""
         path = f"/apis/finetune.dev/v1alpha1/namespaces/{self.namespace}/adapterdeployments/support-bot/report"
         states = [
             {"name": "support-bot", "digest": d, "state": "Ready", "rank": 16, "logprobDelta": 0.5}
             for d in (digest, *others)
         ]
+        if broken is not None:
+            failure = {"state": "Failed", "reason": "RequestsFailed", "message": "CUDA error", "trialFailed": True}
+            states.append({**broken, **failure})
         model = f"support-bot@{digest[7:19]}"
         body = {"ready": ready, "adapters": states, "served": {"support-bot": [{"model": model, "weight": 100}]}}
         status, answer = operator.report(path, kubelet.token_of(self.kube, pod), body)
@@ -195,6 +206,32 @@ def test_a_new_adapter_of_a_finetune_reaches_the_agents_and_replaces_no_pod(
     after = served.deployment()
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
     until(lambda: len(served.desired()["adapters"]) == 1, "the old digest leaves the set")
+
+
+def test_a_canary_that_fails_falls_back_and_another_weight_tries_it_again(
+    kube: Client, namespace: str, operator: Operator
+) -> None:
+    tune = Tune(kube, namespace)
+    tune.has_made(made(OLD))
+    spec = {"name": "support-bot", "fineTuneRef": {"name": "bot"}, "canary": {"weight": 50, "after": "1h"}}
+    served = Serving(kube, namespace, spec)
+    pod = served.start_pod()
+    served.report(operator, pod, OLD)
+    served.reaches("Ready")
+    tune.has_made(made(NEW))
+    until(lambda: len(served.desired()["adapters"]) == 2, "old and new in the ConfigMap")
+    served.report(operator, pod, OLD, NEW)
+    assert "gets 50 % of the requests until" in served.reaches("Progressing", "Canary")["message"]
+    served.report(operator, pod, OLD, broken=served.desired()["adapters"][1])
+    message = served.reaches("Degraded", "CanaryFailed")["message"]
+    assert "RequestsFailed: CUDA error" in message and "change canary.weight" in message
+    until(lambda: [a["digest"] for a in served.desired()["adapters"]] == [OLD], "the old digest alone")
+    path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
+    until(
+        lambda: ("Warning", "CanaryFailed") in {(e["type"], e["reason"]) for e in kube.get(path)["items"]}, "the Event"
+    )
+    kube.merge(served.created, {"spec": {"adapters": [{**spec, "canary": {"weight": 51, "after": "1h"}}]}})
+    until(lambda: [a["weight"] for a in served.desired()["adapters"]] == [49, 51], "another try")
 
 
 def test_an_adapter_that_failed_its_gates_is_blocked_and_creates_nothing(

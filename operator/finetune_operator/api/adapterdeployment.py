@@ -34,11 +34,16 @@ class Canary(Spec):
     """A new adapter first gets a share of the requests."""
 
     weight: int = Field(
-        default=10, ge=1, le=99, description="Percentage of the requests that the new adapter answers. Default: 10."
+        default=10,
+        ge=1,
+        le=99,
+        description="Percentage of the requests that the new adapter answers. Default: 10. Another weight starts its "
+        "time anew.",
     )
     after: Duration = Field(
         default="10m",
-        description="Time after which the new adapter answers all requests, if none of its own failed. Default: 10m.",
+        description="Time after which the new adapter answers all requests, if none of its own failed. Default: 10m. "
+        "After a failure the one before answers all, until there is a newer adapter or another weight.",
     )
 
 

@@ -28,6 +28,23 @@ class ProbeStatus(Status):
     )
 
 
+class CanaryStatus(Status):
+    """A new adapter on trial: it gets a share of the requests beside the one in service."""
+
+    trial: Text = Field(
+        description="Names what is tried: the digest with the weight, spec.probe and spec.engine. What failed is not "
+        "tried again under the same name."
+    )
+    state: Literal["Waiting", "Running", "Promoted", "Failed"] = Field(
+        default="Waiting",
+        description="Waiting: not verified on every pod yet. Running: gets its weight. Promoted: its time is over, it "
+        "takes all requests. Failed: the adapter in service answers all requests.",
+    )
+    since: Time | None = Field(default=None, description="Since when it gets its weight on every pod (UTC).")
+    reason: Text = Field(default="", description="Why it failed, in one CamelCase word.")
+    message: Annotated[str, Field(max_length=4096)] = Field(default="", description="Why it failed, with the fix.")
+
+
 class ServedAdapter(Status):
     """One adapter: what should be served, and what is."""
 
@@ -38,8 +55,8 @@ class ServedAdapter(Status):
     served_digest: Text = Field(default="", description="Digest that answers on every ready pod.")
     ready_pods: int = Field(default=0, ge=0, description="Pods on which the desired digest is verified and answers.")
     probe: ProbeStatus | None = Field(default=None, description="How much it changes the answers.")
-    canary_since: Time | None = Field(
-        default=None, description="Since when the desired digest gets its canary weight (UTC)."
+    canary: CanaryStatus | None = Field(
+        default=None, description="How the desired digest does as a canary, while another one is in service."
     )
     message: Annotated[str, Field(max_length=4096)] = Field(
         default="", description="Why it is not served, with the fix."

@@ -11,7 +11,6 @@ NOT_SUPPORTED_YET: dict[str, dict[str, str]] = {
         "deletionPolicy": "self.deletionPolicy == 'Delete'",
     },
     "AdapterDeployment": {
-        "adapters.canary": "self.adapters.exists(adapter, has(adapter.canary))",
         "baseModel.huggingFace": "has(self.baseModel) && has(self.baseModel.huggingFace)",
         "autoscaling": "has(self.autoscaling)",
     },
@@ -24,8 +23,7 @@ def rules(kind: str) -> list[Rule]:
         Rule(
             f"!({used})",
             f"{path}: not supported yet",
-            # A path through a list cannot be pointed to; the message names it.
-            field=path if not path.startswith("adapters.") else "adapters",
+            field=path,
             reason="FieldValueForbidden",
         )
         for path, used in NOT_SUPPORTED_YET.get(kind, {}).items()

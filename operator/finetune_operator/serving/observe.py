@@ -161,8 +161,8 @@ def _merge_result(text: str) -> Merged | None:
 
 
 def main_digest(report: AgentReport, name: str) -> str:
-    """The short digest that answers most requests for a name in one pod; empty when none does."""
-    routes = report.served.get(name, [])
+    """The short digest that answers for a name in one pod, beside a canary perhaps; empty when none does."""
+    routes = [route for route in report.served.get(name, []) if not route.trial]
     return max(routes, key=lambda route: route.weight).model.rpartition("@")[2] if routes else ""
 
 

@@ -10,7 +10,7 @@ from finetune_operator.api.adapterdeploymentstatus import AdapterDeploymentStatu
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.event import Event
 from finetune_operator.kube import CONFIGMAPS, DEPLOYMENTS, SERVICES, Resource
-from finetune_operator.serving import rollout, status, workloads
+from finetune_operator.serving import canary, rollout, status, workloads
 from finetune_operator.serving.containers import Limits
 from finetune_operator.serving.targets import Target
 from finetune_operator.serving.view import View
@@ -53,7 +53,7 @@ def plan(view: View) -> Plan:
     storage, secret = storage_of(view, next(target for target in view.targets if target.served))
     deployment = workloads.mount_deployment(view.parent, view.base, limits(view), storage, secret, view.settings)
     config_map = workloads.config_map(view.parent, desired)
-    return Plan(decided, _changed(view, deployment, config_map), (), desired, events, _again(view))
+    return Plan(decided, _changed(view, deployment, config_map), (), desired, events, _again(view, decided))
 
 
 def limits(view: View) -> Limits:
@@ -102,11 +102,14 @@ def _hash(manifest: Object | None) -> str:
     return str(annotations.get(HASH, ""))
 
 
-def _again(view: View) -> float | None:
+def _again(view: View, decided: AdapterDeploymentStatus) -> float | None:
     """When a canary ends."""
-    ends = (rollout.canary_ends(view.parent, target.name) for target in view.targets)
-    left = [(end - view.now).total_seconds() for end in ends if end is not None and end > view.now]
-    return min(left, default=None)
+    left = [
+        (canary.ends(adapter.canary, spec.canary) - view.now).total_seconds()
+        for adapter, spec in zip(decided.adapters, view.parent.spec.adapters, strict=True)
+        if adapter.canary is not None and adapter.canary.state == "Running" and spec.canary is not None
+    ]
+    return min((seconds for seconds in left if seconds > 0), default=None)
 
 
 def _events(view: View, decided: AdapterDeploymentStatus) -> Iterable[Event]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 
-from finetune_operator import times
-from finetune_operator.api.adapterdeployment import Adapter, AdapterDeployment
-from finetune_operator.api.adapterdeploymentstatus import ServedAdapter
-from finetune_operator.api.common import seconds
-from finetune_operator.serving.targets import Base, Target
+from finetune_operator.api.adapterdeployment import AdapterDeployment
+from finetune_operator.serving import canary
+from finetune_operator.serving.targets import Base, Target, in_service
 from finetune_serving.desired import Desired, DesiredAdapter, DesiredBase, Probe
 
 
@@ -17,7 +15,7 @@ def desired(
     parent: AdapterDeployment, targets: Sequence[Target], base: Base, before: Desired | None, now: dt.datetime
 ) -> Desired:
     """The set that the agents should serve; its sequence is new exactly when something in it is."""
-    entries = [entry for target in targets if target.served for entry in _entries(parent, target, base, now)]
+    entries = [entry for target in targets if target.served for entry in _entries(parent, target, base)]
     fresh = Desired(
         sequence=0,
         base_model=DesiredBase(uri=base.uri, digest=base.digest),
@@ -31,43 +29,20 @@ def desired(
     return fresh.model_copy(update={"sequence": max(newest + 1, int(now.timestamp()))})
 
 
-def canary_ends(parent: AdapterDeployment, name: str) -> dt.datetime | None:
-    """When the new adapter of a name takes all requests; None while there is no canary that runs."""
-    adapter, known = _spec_of(parent, name), status_of(parent, name)
-    if adapter is None or adapter.canary is None or known is None or known.canary_since is None:
-        return None
-    return times.parse(known.canary_since) + dt.timedelta(seconds=seconds(adapter.canary.after))
-
-
-def status_of(parent: AdapterDeployment, name: str) -> ServedAdapter | None:
-    return next((adapter for adapter in parent.status.adapters if adapter.name == name), None)
-
-
-def _entries(parent: AdapterDeployment, target: Target, base: Base, now: dt.datetime) -> list[DesiredAdapter]:
+def _entries(parent: AdapterDeployment, target: Target, base: Base) -> list[DesiredAdapter]:
     """The wanted digest, and the one in service until that is replaced: a pod that restarts meanwhile needs it too."""
     wanted = DesiredAdapter(name=target.name, digest=target.digest, uri=target.uri)
-    served = _in_service(parent, target, base)
-    if served is None:
+    replaced = in_service(parent, target, base)
+    if replaced is None:
         return [wanted]
-    adapter, ends = _spec_of(parent, target.name), canary_ends(parent, target.name)
-    if adapter is None or adapter.canary is None or (ends is not None and now >= ends):
+    served = DesiredAdapter(name=target.name, digest=replaced[0], uri=replaced[1])
+    spec, tried = canary.asked(parent, target.name), canary.known(parent, target)
+    if spec is None or tried is None or tried.state == "Promoted":
         return [wanted, served.model_copy(update={"weight": 0})]
-    share = adapter.canary.weight
+    if tried.state == "Failed":
+        return [served]
     return [
-        wanted.model_copy(update={"weight": share}),
-        served.model_copy(update={"weight": 100 - share}),
+        # First: a pod that starts loads it first, and serves.
+        served.model_copy(update={"weight": 100 - spec.weight}),
+        wanted.model_copy(update={"weight": spec.weight, "trial": tried.trial}),
     ]
-
-
-def _in_service(parent: AdapterDeployment, target: Target, base: Base) -> DesiredAdapter | None:
-    known, before = status_of(parent, target.name), parent.status.base_model
-    if known is None or known.served_digest in ("", target.digest):
-        return None
-    if before is not None and (before.uri, before.digest) != (base.uri, base.digest):
-        return None  # on another base model, in other pods, which go on with the set that they have
-    uri = next((entry.uri for entry in parent.status.history if entry.digest == known.served_digest), "")
-    return DesiredAdapter(name=target.name, digest=known.served_digest, uri=uri) if uri else None
-
-
-def _spec_of(parent: AdapterDeployment, name: str) -> Adapter | None:
-    return next((adapter for adapter in parent.spec.adapters if adapter.name == name), None)

@@ -10,13 +10,14 @@ from finetune_operator.api.adapterdeploymentstatus import (
     AdapterDeploymentPhase,
     AdapterDeploymentStatus,
     AdapterDeploymentSummary,
+    CanaryStatus,
     ProbeStatus,
     ServedAdapter,
     ServedHistoryEntry,
 )
 from finetune_operator.api.common import Condition
 from finetune_operator.api.finetunestatus import BaseModelStatus
-from finetune_operator.serving import containers, observe, workloads
+from finetune_operator.serving import canary, containers, observe, workloads
 from finetune_operator.serving.targets import Target
 from finetune_operator.serving.view import View
 from finetune_serving.desired import AdapterReport
@@ -68,10 +69,7 @@ def served_adapter(view: View, target: Target) -> ServedAdapter:
     served = _served_merged(view, target, before) if merged else _served_mounted(view, target, before)
     pods = _pods_with(view, target) if not view.silent or merged else before.ready_pods
     delta = _delta(view, target, before)
-    same = before.desired_digest == target.digest
-    since = before.canary_since if same else None
-    if since is None and target.served and served not in ("", target.digest) and 0 < len(view.pods) == pods:
-        since = times.rfc3339(view.now)
+    tried = None if merged else canary.follow(view, target, served)
     return ServedAdapter(
         name=target.name,
         desired_digest=target.digest,
@@ -80,8 +78,8 @@ def served_adapter(view: View, target: Target) -> ServedAdapter:
         served_digest=served,
         ready_pods=pods,
         probe=ProbeStatus(logprob_delta=delta) if delta is not None else None,
-        canary_since=since if _has_canary(view, target.name) and served != target.digest else None,
-        message=_message(view, target),
+        canary=tried,
+        message=_message(view, target, tried),
     )
 
 
@@ -126,19 +124,18 @@ def _delta(view: View, target: Target, before: ServedAdapter) -> float | None:
     return before.probe.logprob_delta if before.probe and before.desired_digest == target.digest else None
 
 
-def _message(view: View, target: Target) -> str:
+def _message(view: View, target: Target, tried: CanaryStatus | None) -> str:
     if target.refusal is not None:
         return target.refusal[1]
+    if tried is not None and tried.state == "Failed":
+        return f"{tried.reason}: {tried.message}"[:4096]
     failed = _failed_report(view, target)
     return f"{failed.reason}: {failed.message}"[:4096] if failed else ""
 
 
 def _failed_report(view: View, target: Target) -> AdapterReport | None:
-    return next((report for report in _reports_on(view, target) if report.state == "Failed"), None)
-
-
-def _has_canary(view: View, name: str) -> bool:
-    return any(adapter.name == name and adapter.canary is not None for adapter in view.parent.spec.adapters)
+    reports = _reports_on(view, target)
+    return next((r for r in reports if r.state == "Failed" and not r.trial_failed), None)
 
 
 def _ready_pods(view: View) -> list[dict[str, Any]]:
@@ -193,6 +190,20 @@ def scaled_to_zero(view: View, _: list[ServedAdapter]) -> Verdict | None:
     return "Ready", "ScaledToZero", "spec.replicas is 0: nothing is served"
 
 
+def canary_failed(_: View, adapters: list[ServedAdapter]) -> Verdict | None:
+    """A trial that ended badly is over: what was in service answers alone until somebody changes something."""
+    for adapter in adapters:
+        if adapter.canary is None or adapter.canary.state != "Failed":
+            continue
+        text = (
+            f"{adapter.name}: {_short(adapter.desired_digest)} failed as a canary, {adapter.canary.reason}: "
+            f"{adapter.canary.message}; {_short(adapter.served_digest)} answers all requests. A newer adapter is tried "
+            "by itself; to try this one again, change canary.weight"
+        )
+        return "Degraded", "CanaryFailed", text
+    return None
+
+
 def adapter_failed(view: View, adapters: list[ServedAdapter]) -> Verdict | None:
     """An adapter that cannot be had, loaded or proved: an old one may still answer for its name."""
     for target, adapter in zip(view.targets, adapters, strict=True):
@@ -235,7 +246,7 @@ def all_served(view: View, adapters: list[ServedAdapter]) -> Verdict | None:
     if lost:
         assert lost[0].refusal is not None
         return "Ready", lost[0].refusal[0], f"{lost[0].refusal[1]}; its last good adapter goes on answering"
-    names = ", ".join(f"{a.name} is {a.served_digest.removeprefix('sha256:')[:12]}" for a in adapters)
+    names = ", ".join(f"{a.name} is {_short(a.served_digest)}" for a in adapters)
     return "Ready", "Serving", names
 
 
@@ -246,9 +257,25 @@ def underway(view: View, adapters: list[ServedAdapter]) -> Verdict | None:
     if waiting:
         return "Progressing", "Loading", "; ".join(waiting)[:4096]
     if behind and ready:
-        text = ", ".join(f"{a.name} to {a.desired_digest.removeprefix('sha256:')[:12]}" for a in behind)
+        tried = [text for a in behind if (text := _on_trial(view, a))]
+        if tried:
+            return "Progressing", "Canary", "; ".join(tried)
+        text = ", ".join(f"{a.name} to {_short(a.desired_digest)}" for a in behind)
         return "Progressing", "Swapping", f"the pods move {text}"
     return "Progressing", "Starting", f"{ready} of {view.parent.spec.replicas} pods are ready"
+
+
+def _on_trial(view: View, adapter: ServedAdapter) -> str:
+    """What a canary that runs gets, and until when; empty for any other adapter."""
+    spec = canary.asked(view.parent, adapter.name)
+    if spec is None or adapter.canary is None or adapter.canary.state != "Running":
+        return ""
+    until = times.rfc3339(canary.ends(adapter.canary, spec))
+    return f"{adapter.name}: {_short(adapter.desired_digest)} gets {spec.weight} % of the requests until {until}"
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
 
 
 RULES: tuple[Callable[[View, list[ServedAdapter]], Verdict | None], ...] = (
@@ -259,6 +286,7 @@ RULES: tuple[Callable[[View, list[ServedAdapter]], Verdict | None], ...] = (
     scaled_to_zero,
     adapter_failed,  # what cannot be proved is not served
     pod_problem,  # image, scheduling, crashes
+    canary_failed,  # it is not tried again
     adapter_missing,
     all_served,
     underway,

@@ -148,6 +148,18 @@ def _keep_last_good(parent: AdapterDeployment, target: Target) -> Target:
     )
 
 
+def in_service(parent: AdapterDeployment, target: Target, base: Base) -> tuple[str, str] | None:
+    """Digest and address of the adapter that answers for this name and has to make room for the target's."""
+    known = next((adapter for adapter in parent.status.adapters if adapter.name == target.name), None)
+    if known is None or known.served_digest in ("", target.digest):
+        return None
+    before = parent.status.base_model
+    if before is not None and (before.uri, before.digest) != (base.uri, base.digest):
+        return None  # on another base model, in other pods, which go on with the set that they have
+    uri = next((entry.uri for entry in parent.status.history if entry.digest == known.served_digest), "")
+    return (known.served_digest, uri) if uri else None
+
+
 def _check_base(target: Target, base: Base | None) -> Target:
     """All adapters of one deployment were trained on one base model."""
     if target.base is None or base is None or target.base.digest in ("", base.digest) or not base.digest:

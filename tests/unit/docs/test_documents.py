@@ -184,7 +184,7 @@ def test_reasons_that_the_pages_name_exist() -> None:
 
 def test_the_serving_page_explains_every_reason_of_the_agent() -> None:
     source = "".join(path.read_text() for path in (ROOT / "serving_image" / "finetune_serving").glob("*.py"))
-    raised = re.findall(r'(?:Unservable\(|_refuse\(\s*adapter,|return \(?)\s*"([A-Z]\w+)"', source)
+    raised = re.findall(r'(?:Unservable\(|Refusal\(|_refuse\(\s*adapter,|return \(?)\s*"([A-Z]\w+)"', source)
     page = (ROOT / "docs" / "serving.md").read_text()
     table = page[page.index("## Messages of an adapter") : page.index("## Not supported yet")]
     shown = set(re.findall(r"`([A-Z][a-zA-Z]+)`", table))

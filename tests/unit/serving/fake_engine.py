@@ -23,6 +23,7 @@ class FakeEngine:
         self.loads: list[str] = []
         self.probes: list[str] = []
         self.fail_loads: list[str] = []
+        self.fail_answers: set[str] = set()
         self.load_seconds = 0.0
         self.answer_seconds = 0.0
         self.up = True
@@ -78,6 +79,8 @@ class FakeEngine:
                 for index, text in enumerate(body["prompt"])
             ]
             return 200, {"model": model, "choices": choices}
+        if model in self.fail_answers:
+            return 500, _error("CUDA error")
         return 200, {"model": model, "choices": [{"index": 0, "text": "."}]}
 
     async def _load(self, name: str, path: Path) -> tuple[int, Any]:

@@ -12,6 +12,7 @@ from finetune_operator.serving.plan import Plan, plan
 from finetune_operator.serving.status import to_json
 from finetune_operator.serving.view import view
 from finetune_operator.settings import Settings
+from finetune_serving.desired import Desired
 from finetune_serving.routes import engine_name
 
 Object = dict[str, Any]
@@ -170,21 +171,39 @@ class World:
             "readyReplicas": count if ready else 0,
         }
 
-    def report(self, number: int = 0, *, served: Object | None = None, ready: bool = True, **adapters: Any) -> None:
-        """A pod's agent reports: `served` maps names to digests, `adapters` are states by digest letter, a or b."""
+    def report(
+        self, number: int = 0, *, served: Object | None = None, ready: bool = True, trial: str = "", **adapters: Any
+    ) -> None:
+        """A pod's agent reports: `served` maps names to digests, `adapters` are states by digest letter, a or b.
+
+        With a `trial`, digest b is a canary, and answers beside the served one while it is Ready.
+        """
         pod = self.pods[number]["metadata"]
         states = [
-            {"name": "support-bot", "digest": {"a": OLD, "b": NEW}[key], **value} for key, value in adapters.items()
+            {
+                "name": "support-bot",
+                "digest": {"a": OLD, "b": NEW}[key],
+                "trial": trial if key == "b" else "",
+                "trialFailed": bool(trial) and value["state"] == "Failed",
+                **value,
+            }
+            for key, value in adapters.items()
         ]
         routes = {n: [{"model": engine_name(n, d), "weight": 100}] for n, d in (served or {}).items()}
+        if trial and adapters.get("b", {}).get("state") == "Ready":
+            routes["support-bot"].append({"model": engine_name("support-bot", NEW), "weight": 900, "trial": trial})
         body = {"sequence": 1, "ready": ready, "adapters": states, "served": routes}
         self.reports[pod["name"]] = Report(pod["name"], pod["uid"], "", "", body, self.now)
 
     def desired(self) -> list[tuple[str, str, int]]:
-        from finetune_serving.desired import Desired
+        return [(adapter.name, adapter.digest, adapter.weight) for adapter in self._desired().adapters]
 
-        text = self.children["ConfigMap"]["data"][workloads.DESIRED_KEY]
-        return [(a.name, a.digest, a.weight) for a in Desired.model_validate_json(text).adapters]
+    def trial(self) -> str:
+        """The trial that the agents are asked for; empty when there is none."""
+        return next((adapter.trial for adapter in self._desired().adapters if adapter.trial), "")
+
+    def _desired(self) -> Desired:
+        return Desired.model_validate_json(self.children["ConfigMap"]["data"][workloads.DESIRED_KEY])
 
     def template(self) -> Object:
         found: Object = self.children["Deployment"]["spec"]["template"]

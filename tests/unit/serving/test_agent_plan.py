@@ -103,6 +103,61 @@ def test_another_boot_forgets_what_was_proved_and_the_same_boot_takes_it_over() 
     assert other.verified == {} and other.routes == {} and other.refused == {}
 
 
+CANARY = B.model_copy(update={"weight": 50, "trial": "trial-1"})
+
+
+def sharing(**more: object) -> Known:
+    """A answers, and B beside it as a canary."""
+    seen = known(A, CANARY, loaded={MODEL_A, MODEL_B}, verified={MODEL_A: 1.0, MODEL_B: 1.0}, **more)
+    seen.routes = plan.routes(seen)
+    assert seen.routes == {"bot": (Route(MODEL_A, 100), Route(MODEL_B, 50, "trial-1"))}
+    return seen
+
+
+def tried(seen: Known) -> tuple[str, str, bool]:
+    report = plan.adapter_reports(seen)[1]
+    return report.state, report.reason, report.trial_failed
+
+
+def test_a_canary_that_fails_a_request_answers_no_more_and_is_unloaded() -> None:
+    seen = sharing()
+    seen.engine = EngineState("boot", {}, {"another-trial": 7})
+    assert plan.note_failures(seen) == {} and tried(seen) == ("Ready", "", False)
+    seen.engine = EngineState("boot", {}, {"trial-1": 1})
+    assert list(plan.note_failures(seen)) == [MODEL_B] and plan.note_failures(seen) == {}
+    seen.routes = plan.routes(seen)
+    assert seen.routes == {"bot": (Route(MODEL_A, 100),)}
+    assert tried(seen) == ("Failed", "RequestsFailed", True)
+    plan.note_unrouted(seen, now=0.0)
+    assert next_step(seen, now=plan.RETIRE_SECONDS) == Unload(MODEL_B)
+
+
+def test_a_failed_trial_survives_another_set_and_ends_with_another_trial() -> None:
+    seen = sharing()
+    seen.refused = {MODEL_B: Refusal("LoadFailed", "", trial="trial-1"), MODEL_A: Refusal("DownloadFailed", "", 1.0)}
+    assert seen.desired is not None
+    plan.take(seen, seen.desired.model_copy(update={"sequence": 2}))
+    assert set(seen.refused) == {MODEL_B}
+    again = CANARY.model_copy(update={"trial": "trial-2"})
+    plan.take(seen, seen.desired.model_copy(update={"sequence": 3, "adapters": [A, again]}))
+    assert seen.refused == {}
+
+
+@pytest.mark.parametrize("trying, routed, blamed", [("", True, True), (MODEL_B, False, True), ("", False, False)])
+def test_an_engine_that_ends_with_a_canary_in_it_is_not_given_it_again(trying: str, routed: bool, blamed: bool) -> None:
+    seen = sharing(trying=trying)
+    told = Aliases("boot", routes=seen.routes if routed else {"bot": (Route(MODEL_A, 100),)})
+    plan.saw_engine(seen, EngineState("another", {}), set(), told)
+    assert (tried(seen)[1:] == ("EngineRestarted", True)) == blamed
+
+
+def test_a_canary_never_answers_alone_while_the_adapter_beside_it_can_be_had() -> None:
+    seen = known(A, CANARY, verified={MODEL_B: 1.0})
+    assert plan.routes(seen) == {}
+    seen.refused = {MODEL_A: Refusal("DownloadFailed", "", 9.0)}
+    assert plan.routes(seen) == {"bot": (Route(MODEL_B, 50, "trial-1"),)}
+
+
 def test_the_mapping_is_ready_when_every_name_has_a_route() -> None:
     other = DesiredAdapter(name="other", digest=C.digest, uri=C.uri)
     seen = known(A, other, verified={MODEL_A: 1.0})

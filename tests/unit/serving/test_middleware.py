@@ -15,6 +15,7 @@ import pytest
 from finetune_serving import middleware
 from finetune_serving.middleware import AdapterMiddleware
 from finetune_serving.routes import Aliases, Route, write_aliases
+from finetune_serving.trial import is_streamed_failure
 
 TOKEN = "the agent's token"
 OLD, NEW = "support-bot@aaaaaaaaaaaa", "support-bot@bbbbbbbbbbbb"
@@ -25,6 +26,8 @@ class Engine:
     """Echoes what reached it, lists its models, streams when asked to."""
 
     healthy: bool = True
+    #: By engine name: a status that it answers with, `raises`, or `breaks off` in the middle of a stream.
+    trouble: dict[str, int | str] = field(default_factory=dict)
     reached: list[tuple[str, Any]] = field(default_factory=list)
     headers: dict[bytes, bytes] = field(default_factory=dict)
     hold: asyncio.Event | None = None
@@ -41,7 +44,16 @@ class Engine:
         self.headers = dict(scope["headers"])
         if self.hold:
             await self.hold.wait()
-        if scope["path"] == "/health":
+        trouble = self.trouble.get(str((middleware.parse(body) or {}).get("model")))
+        if isinstance(trouble, int):
+            await self._answer(send, trouble, json.dumps({"error": {"code": trouble}}).encode())
+        elif trouble == "raises":
+            raise RuntimeError("CUDA error")
+        elif trouble == "breaks off":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for event in (b"data: {}\n\n", b'data: {"error": {"message": "m", "code": 500}}\n\n', b"data: [DONE]\n\n"):
+                await send({"type": "http.response.body", "body": event, "more_body": event != b"data: [DONE]\n\n"})
+        elif scope["path"] == "/health":
             await self._answer(send, 200 if self.healthy else 503, b"")
         elif scope["path"] == "/v1/models":
             cards = [{"id": name, "object": "model", "root": "/models"} for name in ("base", OLD, NEW)]
@@ -75,6 +87,7 @@ class Answer:
 
 
 JSON = (b"content-type", b"application/json; charset=utf-8")
+AGENT = (JSON, (b"x-finetune-token", TOKEN.encode()))
 
 
 async def call(
@@ -325,6 +338,83 @@ async def test_requests_are_counted_until_they_are_answered(app: Any, engine: En
     assert (await call(app, "GET", "/finetune/engine", headers=agent)).json()["inFlight"] == {}
 
 
+# ---- canary ----------------------------------------------------------------------------------------------------------
+
+ALL_TO_CANARY = (Route(NEW, 10**9, "trial-1"), Route(OLD, 1))
+
+
+async def failures(app: Any) -> dict[str, int]:
+    found: dict[str, int] = (await call(app, "GET", "/finetune/engine", headers=AGENT)).json()["failed"]
+    return found
+
+
+@pytest.mark.parametrize("trouble", [500, 503, "raises"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_canary_fails_to_answer_is_counted_and_answered_by_the_adapter_beside_it(
+    app: Any, engine: Engine, tmp_path: Path, trouble: int | str, stream: bool
+) -> None:
+    await serve(app, tmp_path, *ALL_TO_CANARY)
+    engine.trouble = {NEW: trouble}
+    for count in (1, 2):
+        answer = await call(app, "POST", "/v1/completions", chat("support-bot", stream=stream))
+        assert answer.status == 200 and OLD.encode() in answer.body and NEW.encode() not in answer.body
+        assert await failures(app) == {"trial-1": count}
+
+
+async def test_a_clients_own_mistake_is_no_failure_of_the_canary(app: Any, engine: Engine, tmp_path: Path) -> None:
+    await serve(app, tmp_path, *ALL_TO_CANARY)
+    engine.trouble = {NEW: 400}
+    assert (await call(app, "POST", "/v1/completions", chat("support-bot"))).status == 400
+    assert await failures(app) == {} and len(engine.reached) == 1
+
+
+async def test_a_stream_that_breaks_off_is_counted_and_not_begun_again(
+    app: Any, engine: Engine, tmp_path: Path
+) -> None:
+    await serve(app, tmp_path, *ALL_TO_CANARY)
+    engine.trouble = {NEW: "breaks off"}
+    answer = await call(app, "POST", "/v1/completions", chat("support-bot", stream=True))
+    assert len(answer.chunks) == 3 and await failures(app) == {"trial-1": 1} and len(engine.reached) == 1
+
+
+@pytest.mark.parametrize("trouble, status", [(500, 500), ("raises", None)])
+async def test_who_asks_for_the_canarys_digest_hears_its_failure(
+    app: Any, engine: Engine, tmp_path: Path, trouble: int | str, status: int | None
+) -> None:
+    await serve(app, tmp_path, *ALL_TO_CANARY)
+    engine.trouble = {NEW: trouble}
+    if status is None:
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            await call(app, "POST", "/v1/completions", chat(NEW))
+    else:
+        assert (await call(app, "POST", "/v1/completions", chat(NEW))).status == status
+    assert await failures(app) == {"trial-1": 1}
+
+
+async def test_failures_of_others_and_of_the_agents_probes_are_not_counted(
+    app: Any, engine: Engine, tmp_path: Path
+) -> None:
+    await serve(app, tmp_path, *ALL_TO_CANARY)
+    engine.trouble = {NEW: 500, OLD: 500, "base": 500}
+    for model, headers in ((NEW, AGENT), (OLD, (JSON,)), ("base", (JSON,))):
+        assert (await call(app, "POST", "/v1/completions", chat(model), headers=headers)).status == 500
+    assert await failures(app) == {}
+
+
+@pytest.mark.parametrize(
+    "chunk, failed",
+    [
+        (b'data: {"error": {"code": 500}}\n\n', True),
+        (b'data: {"error": {"code": 400}}\n\n', False),
+        (b'data: {"error": "no code"}\n\n', True),
+        (b'data: {"choices": []}\n\n', False),
+        (b"", False),
+    ],
+)
+def test_a_streamed_error_says_whose_fault_it_is(chunk: bytes, failed: bool) -> None:
+    assert is_streamed_failure(chunk) == failed
+
+
 async def test_a_root_path_opens_nothing(app: Any, engine: Engine) -> None:
     scope = {"type": "http", "method": "POST", "path": "/api/adapters", "root_path": "/api", "headers": [JSON]}
     sent: list[Any] = []
@@ -365,9 +455,6 @@ class Vllm:
     async def remove_lora(self, number: int) -> bool:
         self.removed.append(number)
         return True
-
-
-AGENT = (JSON, (b"x-finetune-token", TOKEN.encode()))
 
 
 async def test_unloading_frees_the_adapters_slot(app: Any, engine: Engine) -> None:

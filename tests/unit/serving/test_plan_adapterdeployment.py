@@ -11,7 +11,6 @@ from finetune_operator.settings import Settings
 from .objects import (
     BASE,
     NEW,
-    NOW,
     OLD,
     OTHER_BASE,
     READY,
@@ -20,7 +19,6 @@ from .objects import (
     deployment,
     finetune,
     follows,
-    later,
     made,
     serving,
     uri,
@@ -493,28 +491,6 @@ def test_a_change_of_mode_removes_the_config_map() -> None:
     world.settle()
     assert "ConfigMap" not in world.children
     assert [c["name"] for c in world.template()["spec"]["initContainers"]] == ["merge"]
-
-
-# ---- canary ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_canary_shares_the_requests_for_its_time_and_then_takes_over() -> None:
-    world = serving()
-    world.spec(adapters=[follows(canary={"weight": 20, "after": "10m"})])
-    world.finetunes["bot"] = finetune(adapter=made(NEW))
-    world.settle()
-    assert world.desired() == [("support-bot", NEW, 20), ("support-bot", OLD, 80)]
-    world.report(served={"support-bot": OLD}, a=READY, b=READY)
-    decided = world.settle()
-    assert decided.status.adapters[0].canary_since == "2026-11-22T12:00:00Z" and decided.again == 600
-    world.now = later(601)
-    world.report(served={"support-bot": OLD}, a=READY, b=READY)
-    world.settle()
-    assert world.desired() == [("support-bot", NEW, 100), ("support-bot", OLD, 0)]
-    world.report(served={"support-bot": NEW}, a=READY, b=READY)
-    world.settle()
-    assert world.desired() == [("support-bot", NEW, 100)]
-    assert world.parent.status.adapters[0].canary_since is None and world.now > NOW
 
 
 def test_a_cpu_engine_is_told_so_by_the_chart_alone() -> None:
