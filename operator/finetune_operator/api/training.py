@@ -61,7 +61,10 @@ class Training(Spec):
     scheduler: Literal[
         "Linear", "Cosine", "CosineWithRestarts", "Polynomial", "Constant", "ConstantWithWarmup", "InverseSqrt"
     ] = Field(
-        default="Cosine", description="How the learning rate moves after the warm-up. Default: Cosine, down to zero."
+        default="Cosine",
+        description="How the learning rate moves after the warm-up. Default: Cosine, down to zero. CosineWithRestarts: one "
+        "cycle per epoch. Linear: down to zero. Polynomial: as the square of Linear. InverseSqrt: as the root of warm-up "
+        "steps over steps. ConstantWithWarmup: stays; Constant has no warm-up either.",
     )
     warmup_ratio: float = Field(
         default=0.03, ge=0, le=1, description="Share of the steps in which the learning rate rises. Default: 0.03."
@@ -82,7 +85,8 @@ class Training(Spec):
     ] = Field(
         default="adamw_torch",
         description="Optimizer. Default: adamw_torch. paged_adamw_32bit and paged_adamw_8bit move their state to host "
-        "memory when the GPU is full; the 8bit ones need a quarter of the state's memory.",
+        "memory when the GPU is full; the 8bit ones need a quarter of the state's memory. adafactor takes learningRate as "
+        "it is (no scaling by a weight's size); sgd has no momentum.",
     )
     batch_size: int = Field(
         default=16,

@@ -3,7 +3,9 @@
 import math
 
 import pytest
+import torch
 
+from finetune_trainer.command.importing.common import SCHEDULERS
 from finetune_trainer.data.batches import batch_rows
 from finetune_trainer.training.schedule import (
     learning_rate_factor,
@@ -73,6 +75,21 @@ def test_every_scheduler_rises_once_and_stays_between_zero_and_one(scheduler: st
     assert all(0 < factor <= 1 for factor in factors)
     assert factors[0] == (1.0 if scheduler == "Constant" else pytest.approx(0.1))
     assert factors[10] == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"inverse_sqrt"}))
+def test_an_imported_schedule_is_the_curve_that_transformers_has_under_that_name(name: str) -> None:
+    from transformers import get_scheduler
+
+    warmup, steps = 10, 100
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, 0 if name == "constant" else warmup, steps)
+    for step in range(steps):
+        if step >= warmup:
+            ours = learning_rate_factor(SCHEDULERS[name], step, steps, warmup, restarts=3)
+            assert ours == pytest.approx(theirs.get_last_lr()[0], abs=1e-6)
+        optimizer.step()
+        theirs.step()
 
 
 def test_cosine_and_linear_end_near_zero() -> None:

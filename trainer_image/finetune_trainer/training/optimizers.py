@@ -24,7 +24,7 @@ def _bitsandbytes(name: str) -> Callable[..., Optimizer]:
 
 
 def _sgd(groups: Groups, **options: Any) -> Optimizer:
-    return torch.optim.SGD(groups, momentum=0.9, **options)
+    return torch.optim.SGD(groups, **options)
 
 
 def _adamw(groups: Groups, **options: Any) -> Optimizer:
@@ -36,7 +36,11 @@ def _adamw_fused(groups: Groups, **options: Any) -> Optimizer:
 
 
 def _adafactor(groups: Groups, **options: Any) -> Optimizer:
-    return torch.optim.Adafactor(groups, **options)
+    """With the learning rate as it is. torch's own multiplies it by the size of each weight, never below 0.001: a matrix B
+    that starts at zero would learn a thousand times slower."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor(groups, scale_parameter=False, relative_step=False, **options)  # type: ignore[no-untyped-call]
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {

@@ -9,11 +9,12 @@ from typing import Any
 
 from finetune_trainer.command.importing.settings import Settings
 
+# transformers' curves of these names; without further arguments, its restarts are one cycle and its power is one.
 SCHEDULERS = {
     "linear": "Linear",
     "cosine": "Cosine",
-    "cosine_with_restarts": "CosineWithRestarts",
-    "polynomial": "Polynomial",
+    "cosine_with_restarts": "Cosine",
+    "polynomial": "Linear",
     "constant": "Constant",
     "constant_with_warmup": "ConstantWithWarmup",
     "inverse_sqrt": "InverseSqrt",
