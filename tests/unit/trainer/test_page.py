@@ -125,6 +125,24 @@ def test_gates_that_were_not_passed_are_said_first() -> None:
     assert "Gates not passed" in page.text and "not passed: loss 1 > 0.1" in page.text
 
 
+def test_early_stopping_says_which_step_the_adapter_is_of() -> None:
+    story = a_story(training={"maxSteps": 200, "earlyStopping": {"patience": 2}})
+    story.total_steps, story.adapter = 200, AdapterStatus(digest="sha256:" + "c" * 64)
+    for step, loss in ((25, 1.5), (50, 0.9), (75, 1.1), (100, 1.2)):
+        story.metrics[step - 1]["evalLoss"] = loss
+    story.evaluation = judge([], {"loss": 2.5}, {"loss": 0.9})
+    text = Page(render(story)).text
+    assert "The adapter is that of step 50, which had the lowest evaluation loss, 0.9." in text
+    assert "Early stopping ended the run after step 100." in text
+
+
+def test_text_that_runs_from_right_to_left_is_laid_out_so() -> None:
+    story = a_story()
+    story.answers = [{"prompt": "من أنت؟", "base": "أنا", "adapter": "مرحبا"}]
+    story.preview = [{"text": "مرحبا", "learned": True}]
+    assert len(re.findall(r"<(?:pre|p class=\"prompt\") dir=\"auto\">", render(story))) == 4
+
+
 def test_no_text_of_others_becomes_markup_and_nothing_is_loaded() -> None:
     story = a_story(baseModel={"s3": {"uri": "s3://models/tiny"}})
     story.failure = NASTY
@@ -160,7 +178,7 @@ def test_an_empty_answer_is_not_taken_for_words_of_the_model() -> None:
     story = a_story()
     story.answers = [{"prompt": "Hello?", "base": "", "adapter": "Hello!"}]
     text = render(story)
-    assert "<em>an empty answer</em>" in text and "<pre>Hello!</pre>" in text
+    assert "<em>an empty answer</em>" in text and '<pre dir="auto">Hello!</pre>' in text
 
 
 def test_ticks_are_round_numbers() -> None:

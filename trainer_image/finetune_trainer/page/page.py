@@ -78,7 +78,7 @@ def _curves(story: Story) -> str:
     if not lines:
         return ""
     evaluated = [(float(line["step"]), float(line["evalLoss"])) for line in lines if "evalLoss" in line]
-    measured = story.evaluation
+    measured, best = story.evaluation, _best(story, evaluated)
     last = float(lines[-1]["step"])
     if measured is not None and "loss" in measured.adapter and not any(step == last for step, _ in evaluated):
         evaluated.append((last, measured.adapter["loss"]))
@@ -95,7 +95,21 @@ def _curves(story: Story) -> str:
     )
     norm = line_chart("Gradient norm", [Line("norm", _series(lines, "gradNorm"), "train")], "optimizer step", "", None)
     resumed = f"<p>Went on from the checkpoint of step {story.resumed_from:,}.</p>" if story.resumed_from else ""
-    return f'{loss}<div class="halves">{rate}{norm}</div>{resumed}'
+    return f'{loss}<div class="halves">{rate}{norm}</div>{best}{resumed}'
+
+
+def _best(story: Story, evaluated: Sequence[tuple[float, float]]) -> str:
+    """Which step's weights early stopping went back to: not those at the end of the curve."""
+    if story.run.spec.training.early_stopping is None or story.adapter is None or not evaluated:
+        return ""
+    step, loss = min(evaluated, key=lambda point: point[1])
+    ended = int(evaluated[-1][0])
+    text = f"The adapter is that of step {step:,.0f}, which had the lowest evaluation loss, {_decimal(loss)}."
+    return (
+        f"<p>{text}"
+        + (f" Early stopping ended the run after step {ended:,}." if ended < story.total_steps else "")
+        + "</p>"
+    )
 
 
 def _evaluation(story: Story) -> str:
@@ -141,7 +155,7 @@ def _with_error(value: float, error: float | None) -> str:
 
 def _answers(story: Story) -> str:
     return "".join(
-        f'<article><p class="prompt">{_long(told["prompt"])}</p><div class="halves">'
+        f'<article><p class="prompt" dir="auto">{_long(told["prompt"])}</p><div class="halves">'
         f"<div><h4>base model</h4>{_answer(told['base'])}</div>"
         f"<div><h4>adapter</h4>{_answer(told['adapter'])}</div></div></article>"
         for told in story.answers
@@ -149,7 +163,7 @@ def _answers(story: Story) -> str:
 
 
 def _answer(text: str) -> str:
-    return f"<pre>{_long(text)}</pre>" if text else "<p><em>an empty answer</em></p>"
+    return f'<pre dir="auto">{_long(text)}</pre>' if text else "<p><em>an empty answer</em></p>"
 
 
 def _data(story: Story) -> str:
@@ -191,7 +205,8 @@ def _sample(pieces: Sequence[dict[str, Any]]) -> str:
     text = "".join(
         f"<mark>{_long(piece['text'])}</mark>" if piece.get("learned") else _long(piece["text"]) for piece in pieces
     )
-    return f"<h3>One sample as the model sees it; <mark>what is learned</mark> is marked</h3><pre>{text}</pre>"
+    title = "One sample as the model sees it; <mark>what is learned</mark> is marked"
+    return f'<h3>{title}</h3><pre dir="auto">{text}</pre>'
 
 
 def _inputs(story: Story) -> str:

@@ -55,5 +55,6 @@ overflow:auto}
 mark{background:var(--mark);color:inherit;border-radius:2px}
 @media (max-width:36rem){svg text,.halves svg text{font-size:20px}text[transform]{display:none}
 .facts th{width:40%}}
-@media print{body{background:none}header,section{break-inside:avoid}pre{max-height:none}}
+@media print{body{background:none}main{max-width:none}figure,header,tr{break-inside:avoid}
+h2,h3,h4,.prompt{break-after:avoid}pre{max-height:none}mark{print-color-adjust:exact}}
 """

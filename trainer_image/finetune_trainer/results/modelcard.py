@@ -106,6 +106,8 @@ def _facts(run: RunSpec) -> list[tuple[str, str]]:
     assert prepared
     method, training = spec.method, spec.training
     length = f"{training.epochs:g} epochs" if training.max_steps is None else f"{training.max_steps} steps"
+    if training.early_stopping:
+        length = f"at most {length}, the best of them by evaluation loss"
     return [
         ("Base model", f"{base_name(spec)} at {prepared.base_model.revision}"),
         ("Base digest", prepared.base_model.digest),
