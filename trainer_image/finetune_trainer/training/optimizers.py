@@ -40,7 +40,7 @@ def _adafactor(groups: Groups, **options: Any) -> Optimizer:
     that starts at zero would learn a thousand times slower."""
     from transformers.optimization import Adafactor
 
-    return Adafactor(groups, scale_parameter=False, relative_step=False, **options)  # type: ignore[no-untyped-call]
+    return Adafactor(groups, scale_parameter=False, relative_step=False, **options)
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
