@@ -10,7 +10,8 @@ from typing import Literal
 
 # never            the run fails at once: nothing changes by trying again
 # infrastructure   tried again after a pause, out of spec.retry.infrastructure
-# unforeseen       as infrastructure, but only once as long as the run has made no step: a bug comes again at once
+# unforeseen       as infrastructure, but only once as long as the run has made no step: what is no accident, a bug or
+#                  a limit, comes again at once
 # outOfMemory      tried again with half the micro batch, out of spec.retry.outOfMemory
 # free             tried again at once, at no cost: the run was interrupted, not at fault
 Retry = Literal["never", "infrastructure", "unforeseen", "outOfMemory", "free"]
@@ -54,7 +55,9 @@ FAILURES: dict[str, Failure] = {
     ),
     # -- memory
     "CUDAOutOfMemory": Failure("outOfMemory", "lower training.maxLength or method.lora.rank, or use a larger GPU"),
-    "OutOfMemory": Failure("outOfMemory", f"raise resources.memory, {TRY_AGAIN}"),
+    "OutOfMemory": Failure(
+        "outOfMemory", f"raise resources.memory (for prepare, prepare.memory of the operator's chart), {TRY_AGAIN}"
+    ),
     # -- the world around the run
     "StorageUnavailable": Failure("infrastructure", "check that the object store is up and its endpoint is right"),
     "HubUnavailable": Failure(
@@ -66,6 +69,9 @@ FAILURES: dict[str, Failure] = {
         "infrastructure", "the bytes that arrived are not those that were stored: check the store"
     ),
     "DiskFull": Failure("infrastructure", "the node ran out of disk: free some, or steer the pod with podTemplate"),
+    "DiskLimitExceeded": Failure(
+        "unforeseen", f"raise the ephemeral-storage limit that this namespace's LimitRange sets, {TRY_AGAIN}"
+    ),
     "InternalError": Failure("unforeseen", "see the pod's log (kubectl logs); please report it with that log"),
     "ImagePullFailed": Failure("infrastructure", "check the image name, podTemplate.imagePullSecrets and the registry"),
     "Killed": Failure("infrastructure", "the process was killed from outside: see the node's events"),
@@ -95,6 +101,7 @@ WAITING: dict[str, str] = {
     "MissingReference": "create the named Secret or ConfigMap (or key) in this namespace; the pod starts by itself then",
     "MountFailed": "create the named volume, Secret or ConfigMap in this namespace; the pod starts by itself then",
     "PodNotCreated": "a quota or a policy of the namespace keeps the pod from being created",
+    "StorageUnavailable": "check that the object store is up; the pod goes on by itself as soon as it answers",
     "ContainerCreating": "",
     "Starting": "",
 }

@@ -22,6 +22,7 @@ from finetune_trainer.interruption import Sigterm
 from finetune_trainer.mergespec import MergeResult, MergeSpec
 from finetune_trainer.results.hubpush import push
 from finetune_trainer.results.modelcard import CARD, gguf_card, merged_card
+from finetune_trainer.report import Reporter
 from finetune_trainer.runspec import ExportResult, Result, RunSpec
 from finetune_trainer.sources import basemodel
 from finetune_trainer.storage.connection import ObjectNotFound
@@ -40,7 +41,7 @@ def main(run: RunSpec) -> Result:
     if run.prepared is None or run.trained is None:
         raise ValueError("an export Job needs the results of prepare and train in its run spec")
     Sigterm()  # ends the process at once: nothing is lost
-    store, work = Store(run.storage), WORK / "export"
+    store, work = Store(run.storage, told=Reporter(run).waits), WORK / "export"
     shutil.rmtree(work, ignore_errors=True)
     made = export(run, store, work)
     return Result(stage="export", job=run.job, run_id=run.prepared.run_id, exported=ExportResult(exports=made))
@@ -88,7 +89,7 @@ def merge_once(run: RunSpec, store: Store, folder: Path) -> Merged:
         exported=True,
         trust_remote_code=run.spec.base_model.trust_remote_code,
     )
-    result = merge.merge(spec, folder)
+    result = merge.merge(spec, folder, store)
     (folder / merge.RECORD).unlink()  # of this machine's arithmetic, to the last digit: it is in the manifest
     return Merged(folder, result)
 

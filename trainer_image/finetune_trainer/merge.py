@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from finetune_trainer.storage.store import Store
+
 log = logging.getLogger(__name__)
 
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -104,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if result.failure is not None else 0
 
 
-def merge(spec: MergeSpec, output: Path) -> MergeResult:
+def merge(spec: MergeSpec, output: Path, store: Store | None = None) -> MergeResult:
     """The merged, verified model in `output`. RunFailure when it cannot be made or is not the tuned model."""
     if (done := finished(output, spec.adapter_digest)) is not None:
         log.info("%s holds the merged model already", output)
@@ -112,7 +114,7 @@ def merge(spec: MergeSpec, output: Path) -> MergeResult:
     from finetune_trainer.sources import servedbase
     from finetune_trainer.storage.store import Store
 
-    store = Store(spec.storage)
+    store = store or Store(spec.storage)
     work = output.parent / "merge-work"
     log.info("fetching adapter %s", spec.adapter_uri)
     adapter = work / "adapter"

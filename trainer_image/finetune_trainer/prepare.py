@@ -25,6 +25,7 @@ from finetune_trainer.interruption import Sigterm
 from finetune_trainer.memory.verdict import estimate_run
 from finetune_trainer.methods.combinations import refusals
 from finetune_trainer.results.outcome import finished_result
+from finetune_trainer.report import Reporter
 from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, run_id
 from finetune_trainer.sources import basemodel, datasets
 from finetune_trainer.storage.store import Store
@@ -47,7 +48,7 @@ class Here(NamedTuple):
 def main(spec: RunSpec) -> Result:
     """Run the prepare stage; RunFailure says what is wrong with the FineTune."""
     Sigterm()  # ends the process at once: a container's first process would ignore the signal, and nothing is lost
-    store = Store(spec.storage, secret_name=_secret_name(spec))
+    store = Store(spec.storage, secret_name=_secret_name(spec), told=Reporter(spec).waits)
     prepared = prepare(spec, store, WORK / "prepare")
     return Result(stage=spec.stage, job=spec.job, run_id=prepared.run_id, prepared=prepared)
 

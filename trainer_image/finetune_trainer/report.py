@@ -20,6 +20,7 @@ TOKEN = Path("/var/run/finetune/token")  # projected, for the audience finetune-
 CA = Path("/var/run/finetune/ca.crt")
 INTERVAL = 5.0
 TIMEOUT = 5.0
+MAX_WAITS_FOR = 500
 RESULT_ATTEMPTS = 4  # the termination message carries the Result too, so this need not try for ever
 
 
@@ -52,6 +53,7 @@ def now() -> str:
 class Listener(Protocol):
     """Who is told how far a run is: the operator, or the terminal of `finetune run`."""
 
+    def begins(self, micro_batch: int) -> None: ...
     def due(self) -> bool: ...
     def progress(self, progress: ProgressStatus) -> bool: ...
 
@@ -81,9 +83,25 @@ class Reporter:
             "trainerStatus": trainer_status(progress),
             "progress": progress.model_dump(mode="json", by_alias=True, exclude_none=True),
         }
-        self._sending = threading.Thread(target=self._post, args=(body,), daemon=True, name="report")
-        self._sending.start()
+        self._send(body)
         return True
+
+    def loads(self) -> None:
+        """Tell that the base model is fetched and loaded."""
+        self._send({"job": self.job, "loading": True})
+
+    def begins(self, micro_batch: int) -> None:
+        """Tell that the base model is loaded, and how many rows are computed at once from here on: what follows when
+        memory runs out depends on both.
+        """
+        self._send({"job": self.job, "loading": False, "microBatch": micro_batch})
+
+    def waits(self, what: str) -> None:
+        """Tell what the object store is waited for; an empty text: it answers again. Sent at once, so that the order
+        stays: whoever calls has waited for longer.
+        """
+        if self.url:
+            self._post({"job": self.job, "waitsFor": what[:MAX_WAITS_FOR]})
 
     def result(self, result: Result) -> bool:
         """Send the final Result, a few times if need be; returns whether the operator took it."""
@@ -100,6 +118,18 @@ class Reporter:
                 pause.wait(2**attempt * 0.5)
         log.warning("report: the operator did not take the result; it will read it from the termination message")
         return False
+
+    def _send(self, body: dict[str, Any]) -> None:
+        """Post beside the work, after what is being posted now."""
+        if self.url:
+            before = self._sending
+            self._sending = threading.Thread(target=self._post_after, args=(before, body), daemon=True, name="report")
+            self._sending.start()
+
+    def _post_after(self, before: threading.Thread | None, body: dict[str, Any]) -> None:
+        if before is not None:
+            before.join()
+        self._post(body)
 
     def _post(self, body: dict[str, Any]) -> bool:
         headers = {"Content-Type": "application/json"}

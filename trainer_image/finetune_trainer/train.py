@@ -44,8 +44,10 @@ def main(run: RunSpec) -> Result | None:
     """
     if run.prepared is None:
         raise ValueError("a train Job needs the result of prepare in its run spec")
-    store = Store(run.storage)
-    trained = finished_result(store, run) or train(run, store)
+    reporter = Reporter(run)
+    store = Store(run.storage, told=reporter.waits)
+    reporter.loads()
+    trained = finished_result(store, run) or train(run, store, listener=reporter)
     return Result(stage="train", job=run.job, run_id=run.prepared.run_id, trained=trained) if trained else None
 
 
@@ -135,6 +137,8 @@ def attempt(
         plan = make_plan(run, inputs.model(), rows, world, device)
         shards = Shards(world, device) if plan.shards > 1 else None
         base = load_base_model(inputs.model(), spec, precision, device, shards)
+        if world.leads:
+            listener.begins(plan.micro_batch)
         layout = choose_layout(base, spec)
         objective = make_objective(spec, layout, device, precision)
         if not shards:  # whose blocks are computed twice anyhow

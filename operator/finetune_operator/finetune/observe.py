@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,6 +26,9 @@ Object = dict[str, Any]
 CONTAINER = "trainer"
 INTERRUPTED_EXIT = 143
 KILLED_EXIT = 137
+
+MAX_WAITS_FOR = 500  # characters
+Told = TypeVar("Told", int, bool, str)
 
 State = Literal["Waiting", "Running", "Succeeded", "Failed"]
 
@@ -44,7 +47,9 @@ class Attempt:
     message: str = ""
     result: Result | None = None
     progress: ProgressStatus | None = None
-    micro_batch: int | None = None  # as ordered in its run spec
+    micro_batch: int | None = None  # as ordered in its run spec, or as its pod says
+    loading: bool = False  # its pod says that the base model is not loaded yet
+    waits_for: str = ""  # what its pod says that it waits for, while it runs
     nodes: int = 1  # pods that run at once
     gpus: int = 0  # of each pod
     disruptions: int = 0  # pods that the Job controller replaced
@@ -75,7 +80,9 @@ def attempt(job: Object, all_pods: Iterable[Object], reports: Mapping[str, Repor
         message=message,
         result=result,
         progress=_progress(own_reports),
-        micro_batch=_run_spec(job).get("microBatch"),
+        micro_batch=_told(own_reports, "microBatch", int) or _run_spec(job).get("microBatch"),
+        loading=_told(own_reports, "loading", bool) or False,
+        waits_for=(_told(own_reports, "waitsFor", str) or "")[:MAX_WAITS_FOR],
         nodes=_nodes(job),
         gpus=_gpus(job),
         # All pods of a run are interrupted together.
@@ -96,6 +103,21 @@ def container_creating(pod: Object) -> bool:
     waiting = _container_state(pod, "waiting") or {}
     scheduled = bool(pod["spec"].get("nodeName")) and _phase(pod) == "Pending"
     return scheduled and waiting.get("reason", "ContainerCreating") in ("ContainerCreating", "PodInitializing")
+
+
+def over_disk_limit(pod: Object) -> bool:
+    """Evicted for more on disk than it may have, which its successor would have too; not because a node ran full."""
+    status = pod.get("status", {})
+    message = status.get("message", "")
+    return status.get("reason") == "Evicted" and any(words in message for words in _DISK_LIMITS)
+
+
+# The kubelet's words for a volume with a size limit, and for the ephemeral-storage limits of a container and a pod.
+_DISK_LIMITS = (
+    "exceeds the limit",
+    "exceeded its local ephemeral storage limit",
+    "exceeds the total limit of containers",
+)
 
 
 def ended(job: Object) -> bool:
@@ -195,6 +217,8 @@ def _why_pod_failed(pod: Object, condition: Object) -> tuple[str, str]:
     # OOMKilled first: a pod that is killed for memory and evicted for it at once is a matter of memory.
     if ended.get("reason") == "OOMKilled":
         return "OutOfMemory", f"pod {name} used more memory than its limit and was killed (OOMKilled)"
+    if over_disk_limit(pod):
+        return "DiskLimitExceeded", f"pod {name} was evicted: {pod['status']['message'].strip()}"
     if pod.get("status", {}).get("reason") == "Evicted":
         return "Evicted", f"pod {name} was evicted from {node}: {pod['status'].get('message', '')}"
     if disruption is not None:
@@ -298,6 +322,13 @@ def _progress(reports: Iterable[Report]) -> ProgressStatus | None:
         if progress.reported_at
         else progress.model_copy(update={"reported_at": times.rfc3339(newest.received)})
     )
+
+
+def _told(reports: Iterable[Report], what: str, kind: type[Told]) -> Told | None:
+    """What the pod that reported last says about one thing."""
+    newest = max((r for r in reports if what in r.body), key=lambda r: r.received, default=None)
+    said = newest.body[what] if newest is not None else None
+    return said if isinstance(said, kind) else None
 
 
 def _run_spec(job: Object) -> Object:

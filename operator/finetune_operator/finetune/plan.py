@@ -237,7 +237,10 @@ def follow(view: View) -> Plan | None:
     """The attempt waits or runs: show how far it is."""
     lost = giveup.seconds_until_lost(view.current, view.now) if view.current else None
     moments = [s for s in (limits.seconds_left(view), lost) if s is not None]
-    return Plan(status.underway(view), again=min(moments, default=None))
+    seen = status.underway(view)
+    waits = seen.reason == "StorageUnavailable" and view.status.reason != seen.reason
+    events = (Event(seen.reason, seen.message, "Warning"),) if waits else ()
+    return Plan(seen, again=min(moments, default=None), events=events)
 
 
 RULES: tuple[Callable[[View], Plan | None], ...] = (

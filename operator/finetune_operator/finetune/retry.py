@@ -77,10 +77,13 @@ def _came_again(view: View) -> bool:
 def _after_out_of_memory(view: View, attempt: Attempt) -> Decision:
     run, limit = view.run, view.parent.spec.retry.out_of_memory
     used, micro_batch = run.out_of_memory_retries, _micro_batch(view)
-    if attempt.stage == "export":
-        return Decision(False, f"{attempt.message} while exporting: raise resources.memory")
-    if attempt.stage == "prepare":
-        return Decision(False, f"{attempt.message} while preparing: raise prepare.memory in the operator's chart")
+    if attempt.stage != "train":
+        doing = {"prepare": "preparing", "export": "exporting"}[attempt.stage]
+        return Decision(False, f"{attempt.message} while {doing}")
+    if attempt.loading:
+        return Decision(
+            False, f"{attempt.message} while the base model was loaded: a smaller micro batch would not help"
+        )
     if micro_batch <= 1:
         return Decision(False, f"{attempt.message}, and the micro batch is 1 already")
     if used >= limit:
@@ -101,14 +104,16 @@ def _after_out_of_memory(view: View, attempt: Attempt) -> Decision:
 
 
 def _micro_batch(view: View) -> int:
-    """The micro batch of the current attempt: as ordered, as set, as estimated, or at most the whole batch."""
-    training, estimate = view.parent.spec.training, view.status.estimate
-    if view.run.micro_batch:
-        return view.run.micro_batch
-    if isinstance(training.micro_batch_size, int):
-        return training.micro_batch_size
-    largest = estimate.largest_micro_batch if estimate else None
-    return min(largest or training.batch_size, training.batch_size)
+    """The micro batch of the current attempt: as its pod said or was ordered; else as set, as estimated, or at most
+    what one process gets of the whole batch.
+    """
+    training, estimate, resources = view.parent.spec.training, view.status.estimate, view.parent.spec.resources
+    told = (view.current.micro_batch if view.current is not None else None) or view.run.micro_batch
+    if told:
+        return told
+    share = max(1, training.batch_size // (max(1, resources.gpus) * resources.nodes))
+    asked = training.micro_batch_size if isinstance(training.micro_batch_size, int) else None
+    return min(asked or (estimate.largest_micro_batch if estimate else None) or share, share)
 
 
 def _given_up(message: str, used: int, field: str, limit: int) -> str:

@@ -37,6 +37,15 @@ def complete(view: View, status: FineTuneStatus) -> FineTuneStatus:
 
 def underway(view: View) -> FineTuneStatus:
     """The status while the current attempt waits or runs."""
+    known, attempt = _underway(view), view.current
+    if attempt is None or attempt.state != "Running" or not attempt.waits_for:
+        return known
+    # The phase stays: training goes on beside an upload that waits.
+    message = with_hint(attempt.waits_for, WAITING["StorageUnavailable"])
+    return known.model_copy(update={"reason": "StorageUnavailable", "message": message})
+
+
+def _underway(view: View) -> FineTuneStatus:
     attempt, run, base = view.current, view.run, view.status
     if attempt is None:
         return base
@@ -54,6 +63,8 @@ def underway(view: View) -> FineTuneStatus:
     progress = _progress(base.progress or ProgressStatus(), attempt.progress)
     if progress.total_steps and progress.step >= progress.total_steps:
         phase, text = "Evaluating", "all steps are done; base model and adapter are evaluated, the adapter is uploaded"
+    elif attempt.loading:
+        phase, text = "Training", f"attempt {run.attempt} fetches and loads the base model in Job {run.job_name}"
     else:
         phase, text = "Training", f"attempt {run.attempt} trains in Job {run.job_name}"
     changes = {"phase": phase, "run": run, "reason": phase, "message": text, "progress": progress}

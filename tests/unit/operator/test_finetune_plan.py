@@ -4,7 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from finetune_operator.api.finetunestatus import EstimateStatus, EvaluationStatus, GateStatus, TrackerStatus
+from finetune_operator.api.finetunestatus import (
+    EstimateStatus,
+    EvaluationStatus,
+    GateStatus,
+    RunStatus,
+    TrackerStatus,
+)
 from finetune_operator.finetune.plan import plan
 from finetune_operator.finetune.view import view
 from finetune_operator.settings import Settings
@@ -391,6 +397,67 @@ def test_out_of_memory_halves_the_micro_batch_and_says_so(reason: str) -> None:
     again = stored(made.create)
     dead = terminated(again, 137, reason="OOMKilled")
     assert run_spec(seen(with_status(parent, made), [prepare, ended(again)], [dead]).create)["microBatch"] == 2
+
+
+def test_the_micro_batch_that_is_halved_is_the_one_that_the_pod_computed() -> None:
+    parent, prepare, train = in_training()
+    told = report(train, loading=False, microBatch=4)
+    assert (seen(parent, [prepare, train], [running(train)], told).status.run or RunStatus()).micro_batch == 4
+    made = seen(parent, [prepare, ended(train)], [terminated(train, 137, reason="OOMKilled")], told)
+    assert run_spec(made.create)["microBatch"] == 2
+    assert made.status.run is not None and "micro batch 4 -> 2" in made.status.run.changed[0]
+
+
+def test_a_pod_that_said_nothing_had_at_most_its_share_of_the_batch() -> None:
+    parent, prepare, train = in_training(resources={"gpus": 4})
+    made = seen(parent, [prepare, ended(train)], [terminated(train, 137, reason="OOMKilled")])
+    assert made.status.run is not None and "micro batch 4 -> 2" in made.status.run.changed[0]
+
+
+def test_out_of_memory_before_the_model_is_loaded_is_not_answered_with_a_smaller_micro_batch() -> None:
+    parent, prepare, train = in_training()
+    told = report(train, loading=True)
+    shown = seen(parent, [prepare, train], [running(train)], told).status
+    assert shown.phase == "Training" and "fetches and loads the base model" in shown.message
+    made = seen(parent, [prepare, ended(train)], [terminated(train, 137, reason="OOMKilled")], told)
+    assert made.create is None and made.status.phase == "Failed"
+    assert "while the base model was loaded" in made.status.message and "raise resources.memory" in made.status.message
+
+
+def test_what_a_pod_waits_for_in_the_bucket_is_shown_and_told_once() -> None:
+    parent, prepare, train = in_training()
+    progress = {"step": 12, "totalSteps": 40}
+    text = "uploading s3://finetune/runs/1/state.json: http://minio:9000 does not answer (Connection refused)"
+    waits = seen(parent, [prepare, train], [running(train)], report(train, progress=progress, waitsFor=text))
+    assert (waits.status.phase, waits.status.reason) == ("Training", "StorageUnavailable")
+    assert text in waits.status.message and "goes on by itself" in waits.status.message
+    assert [(event.reason, event.type) for event in waits.events] == [("StorageUnavailable", "Warning")]
+    known = with_status(parent, waits)
+    assert not seen(known, [prepare, train], [running(train)], report(train, progress=progress, waitsFor=text)).events
+    answers = seen(known, [prepare, train], [running(train)], report(train, progress=progress, waitsFor=""))
+    assert answers.status.reason == "Training"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+        'Container trainer exceeded its local ephemeral storage limit "1Gi". ',
+        'Usage of EmptyDir volume "work" exceeds the limit "1Gi". ',
+    ],
+)
+def test_a_pod_over_its_own_disk_limit_is_not_replaced_for_ever(message: str) -> None:
+    parent, prepare, train = in_training()
+    evicted = pod(train, phase="Failed", reason="Evicted", message=message)
+    # The Job is not over: its controller ignores the exit code of a pod that was told to stop.
+    made = seen(parent, [prepare, train], [evicted, running(train, "next")], now=later(11))
+    assert made.failure == "DiskLimitExceeded" and made.delete == (train,)
+    assert made.status.run is not None and made.status.run.infrastructure_retries == 1
+    assert message.strip() in made.events[0].note and "LimitRange" in made.events[0].note
+    again = stored(made.create)
+    evicted = pod(again, phase="Failed", reason="Evicted", message=message)
+    over = seen(with_status(parent, made), [prepare, ended(again)], [evicted], now=later(60))
+    assert over.status.phase == "Failed" and over.status.reason == "DiskLimitExceeded" and over.create is None
 
 
 def test_out_of_memory_with_a_micro_batch_of_one_ends_the_run_and_does_not_loop() -> None:

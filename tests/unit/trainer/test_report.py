@@ -72,6 +72,22 @@ def test_progress_is_sent_at_most_once_per_interval_with_the_pods_token(operator
     assert body["progress"]["reportedAt"].endswith("Z")
 
 
+def test_what_the_pod_is_at_is_told_in_this_order(operator: Operator, tmp_path: Path) -> None:
+    sender = reporter(operator.url, tmp_path)
+    sender.loads()
+    sender.begins(4)
+    sender._sending.join()  # type: ignore[union-attr]
+    sender.waits("uploading s3://finetune/x: http://minio:9000 does not answer")
+    sender.waits("")
+    told = [{key: value for key, value in body.items() if key != "job"} for _, body in operator.received]
+    assert told == [
+        {"loading": True},
+        {"loading": False, "microBatch": 4},
+        {"waitsFor": "uploading s3://finetune/x: http://minio:9000 does not answer"},
+        {"waitsFor": ""},
+    ]
+
+
 def test_trainer_status_has_kubeflows_fields() -> None:
     status = trainer_status(PROGRESS.model_copy(update={"reported_at": "2026-01-01T00:00:00Z"}))
     assert status["progressPercentage"] == 30

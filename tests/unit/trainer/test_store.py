@@ -5,14 +5,17 @@ import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from finetune_trainer.failures import RunFailure
 from finetune_trainer.runspec import Storage
 from finetune_trainer.storage import store as store_module
+from finetune_trainer.storage.connection import Patience
 from finetune_trainer.storage.store import ObjectNotFound, Store
 
 from .minio_server import minio_server
@@ -81,6 +84,46 @@ def test_an_unreachable_server_is_waited_for_visibly_and_not_for_ever(caplog: py
     assert caught.value.reason == "StorageUnavailable"
     assert f"writing s3://finetune/x: {endpoint} did not answer for 2 s" in caught.value.message
     assert "trying again for 2 s more" in caplog.text
+
+
+def test_one_of_several_files_that_wait_says_so_and_all_are_told_of_once_it_answers(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    stop, all_wait = threading.Event(), threading.Barrier(3)
+    monkeypatch.setattr(stop, "wait", lambda seconds: all_wait.wait())
+    patience = Patience("http://minio:9000", 30, "", stop, told.append)
+    refused = threading.local()
+
+    def upload() -> str:
+        if hasattr(refused, "once"):
+            return "done"
+        refused.once = True
+        raise urllib3.exceptions.HTTPError("refused")
+
+    with caplog.at_level(logging.WARNING), ThreadPoolExecutor(3) as pool:
+        uploads = [pool.submit(patience.run, f"uploading {name}", "finetune", upload) for name in "abc"]
+        assert [upload.result() for upload in uploads] == ["done"] * 3
+    (said,) = [text for text in told if text]
+    assert "http://minio:9000 does not answer (refused)" in said
+    assert told == [said, ""] and len(caplog.records) == 1
+
+
+def test_the_wait_is_counted_from_the_first_trouble_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, stop = 100.0, threading.Event()
+    tries: list[float] = []
+
+    def upload() -> str:
+        nonlocal now
+        now += 500  # how long the file is on its way until the connection breaks
+        tries.append(now)
+        if len(tries) == 2:
+            return "done"
+        raise urllib3.exceptions.HTTPError("reset")
+
+    monkeypatch.setattr("finetune_trainer.storage.connection.time.monotonic", lambda: now)
+    monkeypatch.setattr(stop, "wait", lambda seconds: False)
+    assert Patience("http://minio:9000", 170, "", stop).run("uploading a", "finetune", upload) == "done"
 
 
 def test_work_goes_on_when_the_server_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,9 @@ class Bar:
         self._bar: Any = None
         self._last = -INTERVAL
 
+    def begins(self, micro_batch: int) -> None:
+        """The log says so already."""
+
     def due(self) -> bool:
         return self.shown and time.monotonic() - self._last >= INTERVAL
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -51,7 +52,7 @@ def connect(endpoint: str, region: str) -> Minio:
         )
     pool = urllib3.PoolManager(
         maxsize=CONNECTIONS,
-        timeout=urllib3.Timeout(connect=5, read=60),
+        timeout=urllib3.Timeout(connect=5, read=30),
         retries=urllib3.Retry(total=0, redirect=3, raise_on_status=False),
         cert_reqs="CERT_REQUIRED",
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
@@ -70,13 +71,30 @@ def connect(endpoint: str, region: str) -> Minio:
 class Patience:
     """Runs operations; waits visibly and for a bounded time while the server cannot be reached."""
 
-    def __init__(self, endpoint: str, wait_seconds: float, secret_name: str, stop: threading.Event) -> None:
-        """`secret_name`: of the credentials, for messages. `stop`: set it to give up waiting at once."""
+    def __init__(
+        self,
+        endpoint: str,
+        wait_seconds: float,
+        secret_name: str,
+        stop: threading.Event,
+        told: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`secret_name`: of the credentials, for messages. `stop`: set it to give up waiting at once. `told`: is told
+        what is waited for, again with every try, and an empty text when nothing is any more.
+        """
         self.endpoint, self._wait, self._secret, self._stop = endpoint, wait_seconds, secret_name, stop
+        self._told, self._waiting, self._lock = told, list[object](), threading.Lock()
 
     def run(self, what: str, bucket: str, operation: Callable[[], Answer]) -> Answer:
         """The operation's answer. Raises ObjectNotFound, or RunFailure when waiting does not help."""
-        deadline, delay = time.monotonic() + self._wait, 1.0
+        waiter = object()
+        try:
+            return self._until_answered(waiter, what, bucket, operation)
+        finally:
+            self._goes_on(waiter)
+
+    def _until_answered(self, waiter: object, what: str, bucket: str, operation: Callable[[], Answer]) -> Answer:
+        deadline, delay = math.inf, 1.0
         while True:
             try:
                 return operation()
@@ -88,6 +106,8 @@ class Patience:
                 trouble = self._connection_trouble(what, error)
             except MinioException as error:
                 raise RunFailure(failures.STORAGE_UNAVAILABLE, f"{what}: {error}") from error
+            # From the first trouble on: a large file may have been on its way for minutes before.
+            deadline = min(deadline, time.monotonic() + self._wait)
             left = deadline - time.monotonic()
             if left <= 0 or self._stop.is_set():
                 check = "set this node's clock" if _SKEWED in trouble else "check the storage endpoint and that it runs"
@@ -95,9 +115,25 @@ class Patience:
                     failures.STORAGE_UNAVAILABLE,
                     f"{what}: {self.endpoint} did not answer for {self._wait:.0f} s ({trouble}); {check}",
                 )
-            log.warning("storage: %s: %s (%s); trying again for %.0f s more", what, self.endpoint, trouble, left)
+            self._waits(waiter, f"{what}: {self.endpoint} does not answer ({trouble})", left)
             self._stop.wait(min(delay, left))
             delay = min(delay * 2, 10.0)
+
+    def _waits(self, waiter: object, text: str, left: float) -> None:
+        """Of several files that wait for the same server the first one speaks."""
+        with self._lock:
+            if waiter not in self._waiting:
+                self._waiting.append(waiter)
+            if self._waiting[0] is waiter:
+                log.warning("storage: %s; trying again for %.0f s more", text, left)
+                self._told(text)
+
+    def _goes_on(self, waiter: object) -> None:
+        with self._lock:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+                if not self._waiting:
+                    self._told("")
 
     def _classify(self, what: str, bucket: str, error: S3Error) -> str:
         """Raise what waiting cannot cure; otherwise say what the trouble is."""

@@ -78,12 +78,15 @@ class Store:
         wait_seconds: float = WAIT_SECONDS,
         secret_name: str = "",
         stop: threading.Event | None = None,
+        told: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`secret_name`: of the credentials, for messages. `stop`: set it to give up waiting for the server."""
+        """`secret_name`: of the credentials, for messages. `stop`: set it to give up waiting for the server. `told`: is
+        told what the server is waited for, and an empty text when it answers again.
+        """
         self.endpoint, self._storage = storage.endpoint or AWS, storage
         self.bucket, self.prefix = split_uri(storage.uri)
         self._client: Any = self._connect()  # a Minio, or the FolderClient
-        self._patience = Patience(self.endpoint, wait_seconds, secret_name, stop or threading.Event())
+        self._patience = Patience(self.endpoint, wait_seconds, secret_name, stop or threading.Event(), told)
 
     def at(self, uri: str) -> Store:
         """The same server and credentials at another s3:// address."""
