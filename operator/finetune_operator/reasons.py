@@ -58,6 +58,10 @@ FAILURES: dict[str, Failure] = {
     "OutOfMemory": Failure(
         "outOfMemory", f"raise resources.memory (for prepare, prepare.memory of the operator's chart), {TRY_AGAIN}"
     ),
+    "OutOfMemoryWhileLoading": Failure(
+        "never",
+        f"raise resources.memory where the pod was killed; for a GPU use QLoRA, a larger one or more of them; {TRY_AGAIN}",
+    ),
     # -- the world around the run
     "StorageUnavailable": Failure("infrastructure", "check that the object store is up and its endpoint is right"),
     "HubUnavailable": Failure(

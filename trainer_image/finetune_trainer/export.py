@@ -20,9 +20,9 @@ from finetune_operator.api.finetunestatus import AdapterStatus, ExportStatus
 from finetune_trainer.digest import MANIFEST, hash_tree, hex_of, short, tree_digest
 from finetune_trainer.interruption import Sigterm
 from finetune_trainer.mergespec import MergeResult, MergeSpec
+from finetune_trainer.report import Reporter
 from finetune_trainer.results.hubpush import push
 from finetune_trainer.results.modelcard import CARD, gguf_card, merged_card
-from finetune_trainer.report import Reporter
 from finetune_trainer.runspec import ExportResult, Result, RunSpec
 from finetune_trainer.sources import basemodel
 from finetune_trainer.storage.connection import ObjectNotFound

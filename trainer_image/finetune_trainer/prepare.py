@@ -24,8 +24,8 @@ from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.interruption import Sigterm
 from finetune_trainer.memory.verdict import estimate_run
 from finetune_trainer.methods.combinations import refusals
-from finetune_trainer.results.outcome import finished_result
 from finetune_trainer.report import Reporter
+from finetune_trainer.results.outcome import finished_result
 from finetune_trainer.runspec import PrepareResult, Result, Reused, RunSpec, run_id
 from finetune_trainer.sources import basemodel, datasets
 from finetune_trainer.storage.store import Store

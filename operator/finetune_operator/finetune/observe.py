@@ -27,6 +27,7 @@ CONTAINER = "trainer"
 INTERRUPTED_EXIT = 143
 KILLED_EXIT = 137
 
+OUT_OF_MEMORY = ("OutOfMemory", "CUDAOutOfMemory")
 MAX_WAITS_FOR = 500  # characters
 Told = TypeVar("Told", int, bool, str)
 
@@ -69,6 +70,10 @@ def attempt(job: Object, all_pods: Iterable[Object], reports: Mapping[str, Repor
     own_reports = [r for r in reports.values() if r.job_uid == uid]
     result = _result(job, pods, own_reports)
     state, reason, message = _state(job, pods, result)
+    loading = _told(own_reports, "loading", bool) or False
+    if loading and reason in OUT_OF_MEMORY:
+        reason = "OutOfMemoryWhileLoading"
+        message += " while the base model was loaded: a smaller micro batch would not help"
     return Attempt(
         job=job["metadata"]["name"],
         uid=uid,
@@ -81,7 +86,7 @@ def attempt(job: Object, all_pods: Iterable[Object], reports: Mapping[str, Repor
         result=result,
         progress=_progress(own_reports),
         micro_batch=_told(own_reports, "microBatch", int) or _run_spec(job).get("microBatch"),
-        loading=_told(own_reports, "loading", bool) or False,
+        loading=loading,
         waits_for=(_told(own_reports, "waitsFor", str) or "")[:MAX_WAITS_FOR],
         nodes=_nodes(job),
         gpus=_gpus(job),

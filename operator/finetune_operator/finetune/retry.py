@@ -80,10 +80,6 @@ def _after_out_of_memory(view: View, attempt: Attempt) -> Decision:
     if attempt.stage != "train":
         doing = {"prepare": "preparing", "export": "exporting"}[attempt.stage]
         return Decision(False, f"{attempt.message} while {doing}")
-    if attempt.loading:
-        return Decision(
-            False, f"{attempt.message} while the base model was loaded: a smaller micro batch would not help"
-        )
     if micro_batch <= 1:
         return Decision(False, f"{attempt.message}, and the micro batch is 1 already")
     if used >= limit:

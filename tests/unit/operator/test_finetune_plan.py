@@ -422,6 +422,8 @@ def test_out_of_memory_before_the_model_is_loaded_is_not_answered_with_a_smaller
     made = seen(parent, [prepare, ended(train)], [terminated(train, 137, reason="OOMKilled")], told)
     assert made.create is None and made.status.phase == "Failed"
     assert "while the base model was loaded" in made.status.message and "raise resources.memory" in made.status.message
+    # Its word may be forgotten by then: a failed run is not begun again.
+    assert seen(with_status(parent, made), [prepare, ended(train)]).create is None
 
 
 def test_what_a_pod_waits_for_in_the_bucket_is_shown_and_told_once() -> None:
