@@ -23,7 +23,7 @@ NAMESPACE = "finetune-system"
 START_SECONDS = 60.0
 
 
-def until(holds: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+def until(holds: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
     """Polls until `holds` answers something true, and returns that."""
     deadline = time.monotonic() + seconds
     while True:

@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from finetune_trainer.results.tracking import follow
+
 from .minio_server import minio_binary, minio_server
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracker that answers is waited for on a slow machine too."""
+    monkeypatch.setattr(follow, "PATIENCE", dict.fromkeys(follow.PATIENCE, 120.0))
 
 
 @pytest.fixture(scope="session")

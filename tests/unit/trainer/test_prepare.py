@@ -393,4 +393,4 @@ def test_sigterm_ends_prepare_at_once_even_while_it_waits_for_the_store(tmp_path
         assert "http://127.0.0.1:9" in line
         assert "trying again for 180 s more" in line
         job.terminate()
-        assert job.wait(timeout=10) == 143
+        assert job.wait(timeout=60) == 143

@@ -54,7 +54,7 @@ def test_wrong_credentials_fail_at_once_and_name_the_secret(endpoint: str, monke
     with pytest.raises(RunFailure, match="answered SignatureDoesNotMatch.*in Secret 'my-storage'") as caught:
         store.list()
     assert caught.value.reason == "StorageUnauthorized"
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60  # and not the three minutes of an outage
 
 
 def test_a_clock_that_is_wrong_is_said(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from finetune_trainer.runspec import PrepareResult, RunSpec, Storage
 
 from .tiny import finetune_spec
 
-SOON = 5.0
+SOON = 60.0
 
 
 def a_story(steps: int = 0, **spec: Any) -> Story:
@@ -150,7 +150,7 @@ def test_one_that_never_answers_holds_the_end_of_a_run_up_no_longer_than_its_pat
     before = time.monotonic()
     follower.end("Interrupted")
     told = follower.status()
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < SOON
     assert told.message == "3 of 3 steps are missing there: it did not answer in time"
     tracker.answering.set()
 

@@ -22,6 +22,8 @@ KEY = "0123456789" * 4
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeWandB]:
     import wandb
 
+    monkeypatch.setattr("finetune_trainer.results.tracking.wandb.FINISH_TIMEOUT", 120.0)
+    monkeypatch.setattr("finetune_trainer.results.tracking.wandb.TIMEOUT", 120.0)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with served(FakeWandB()) as server:

@@ -23,6 +23,7 @@ from finetune_trainer.results.tracking.follow import End, Lines, TrackerRefused
 log = logging.getLogger(__name__)
 
 TIMEOUT = 30.0  # of the first contact
+FINISH_TIMEOUT = 8.0  # the thread is left alone soon after
 REFUSED = re.compile(r"\berror (401|403|404)\b")
 EXIT_CODES: dict[End, int] = {"Finished": 0, "Failed": 1, "Interrupted": 143}
 
@@ -106,7 +107,7 @@ def _settings(wandb: Any, base_url: str, folder: Path) -> Any:
         root_dir=str(folder),
         reinit="create_new",  # after a failure of the library's own process
         init_timeout=TIMEOUT,
-        finish_timeout=8.0,  # the thread is left alone soon after
+        finish_timeout=FINISH_TIMEOUT,
         finish_timeout_raises=True,
         stop_fn=_stop_pressed,
         silent=True,
