@@ -177,10 +177,10 @@ async def test_a_swap_fails_no_request_and_unloads_the_old_one_after_its_last_an
     answered: list[tuple[int, str]] = []
     async with pod.running():
         await until(pod.ready)
-        pod.engine.answer_seconds = 0.4
+        answer = pod.engine.hold_answers = asyncio.Event()
         slow = asyncio.create_task(pod.ask())
-        await asyncio.sleep(0.05)
-        pod.engine.answer_seconds = 0.0
+        await until(lambda: pod.engine.held)
+        pod.engine.hold_answers = None
         pod.want("b")
 
         async def swapped() -> bool:
@@ -189,6 +189,7 @@ async def test_a_swap_fails_no_request_and_unloads_the_old_one_after_its_last_an
 
         await until(swapped)
         assert old in pod.engine.loaded, "a request of it is still being answered"
+        answer.set()
         assert await slow == (200, old)
         await until(lambda: old not in pod.engine.loaded)
         assert {status for status, _ in answered} == {200} and await pod.ready()
@@ -344,9 +345,10 @@ async def test_after_an_engine_restart_the_adapter_is_loaded_before_the_pod_is_r
     pod.want("a")
     async with pod.running():
         await until(pod.ready)
-        pod.engine.load_seconds = 0.2
+        load = pod.engine.hold_loads = asyncio.Event()
         pod.engine.restart()
         assert not await pod.ready() and (await pod.ask())[0] == 503
+        load.set()
         await until(pod.ready)
         assert await pod.ask() == (200, model) and pod.engine.loads == [model, model]
 

@@ -24,8 +24,9 @@ class FakeEngine:
         self.probes: list[str] = []
         self.fail_loads: list[str] = []
         self.fail_answers: set[str] = set()
-        self.load_seconds = 0.0
-        self.answer_seconds = 0.0
+        self.hold_loads: asyncio.Event | None = None  # until it is set
+        self.hold_answers: asyncio.Event | None = None
+        self.held = 0  # requests for an answer, so far
         self.up = True
         self.restart()
 
@@ -71,7 +72,9 @@ class FakeEngine:
         model = body["model"]
         if model != "base" and model not in self.loaded:
             return 404, _error(f"The model `{model}` does not exist.")
-        await asyncio.sleep(self.answer_seconds)
+        if hold := self.hold_answers:
+            self.held += 1
+            await hold.wait()
         if isinstance(body.get("prompt"), list):
             self.probes.append(model)
             choices = [
@@ -84,7 +87,8 @@ class FakeEngine:
         return 200, {"model": model, "choices": [{"index": 0, "text": "."}]}
 
     async def _load(self, name: str, path: Path) -> tuple[int, Any]:
-        await asyncio.sleep(self.load_seconds)
+        if hold := self.hold_loads:
+            await hold.wait()
         if name in self.loaded:
             return 400, _error("has already been loaded")
         if self.fail_loads:
