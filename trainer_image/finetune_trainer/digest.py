@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,17 @@ class File(NamedTuple):
 def canonical_json(value: Any) -> bytes:
     """UTF-8, sorted keys, no spaces: the one spelling of a JSON value that is hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def without_nan(value: Any) -> Any:
+    """A value without NaN and infinities, which JSON does not know: a metric that is none is left out."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items() if not _is_nan(item)}
+    return [without_nan(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def sha256_hex(data: bytes) -> str:

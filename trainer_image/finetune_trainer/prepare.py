@@ -75,7 +75,7 @@ def prepare(spec: RunSpec, store: Store, work: Path, here: Here | None = None) -
             check_rows(files, dataset, spec.spec.objective.type)
 
     base = resolving.result()
-    log.info("base model: %s, %.4g parameters", base.status.digest, base.status.parameters)
+    log.info("base model: %s, %s parameters", base.status.digest, f"{base.status.parameters:,}")
     tokenizer = load_tokenizer(base.directory)
     if "GGUF" in spec.spec.output.exports:
         from finetune_trainer.memory.architecture import read_config

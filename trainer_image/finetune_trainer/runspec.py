@@ -7,7 +7,6 @@ types: the operator copies them into status as they are.
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -24,7 +23,7 @@ from finetune_operator.api.finetunestatus import (
     TrackerStatus,
 )
 from finetune_operator.api.tracking import Tracking
-from finetune_trainer.digest import canonical_json
+from finetune_trainer.digest import canonical_json, without_nan
 
 Stage = Literal["prepare", "train", "export"]
 RENDEZVOUS_PORT = 29500  # of the first pod: where the processes of several nodes meet
@@ -126,7 +125,7 @@ class Result(Status):
         """JSON of at most 4096 bytes: messages are cut when they must be, then metrics left out that no gate asks for
         (result.json in the bucket has them); the structure stays. A figure that is no number is left out.
         """
-        data = _finite(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+        data = without_nan(self.model_dump(mode="json", by_alias=True, exclude_none=True))
         for length in (None, 2000, 1000, 500, 200, 80, 0):
             encoded = canonical_json(_cut(data, length))
             if len(encoded) <= MAX_RESULT_BYTES:
@@ -165,17 +164,6 @@ def _json(model: Spec) -> dict[str, object]:
 
 def _hash(asked: dict[str, object], trainer_image: str) -> str:
     return hashlib.sha256(canonical_json({**asked, "trainerImage": trainer_image})).hexdigest()[:16]
-
-
-def _finite(value: Any) -> Any:
-    """The value without NaN and infinities, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items() if not _is_nan(item)}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _gated_metrics(value: Any) -> Any:

@@ -15,6 +15,8 @@ from finetune_operator.api.common import (
 )
 from finetune_operator.api.rules import Rule, exactly_one
 
+SPLIT = r"^\w[\w.-]*(\[\d*%?:\d*%?\])?$"  # a split, or a slice of one as the datasets library writes it
+
 
 class HuggingFaceDataset(Spec):
     """A dataset repository on the Hugging Face hub, or on a hub-compatible server set in the chart."""
@@ -24,7 +26,10 @@ class HuggingFaceDataset(Spec):
         default=None, max_length=200, description="Configuration of the dataset. Default: the repository's default one."
     )
     split: str = Field(
-        default="train", pattern=r"^\w[\w.-]*$", max_length=100, description="Split to read. Default: train."
+        default="train",
+        pattern=SPLIT,
+        max_length=100,
+        description="Split to read, or a slice of it: train[:1000], train[10%:20%]. Default: train.",
     )
     revision: HubRevision = Field(
         default="main", description="Branch, tag or commit. Default: main, resolved to a commit once per run."

@@ -83,7 +83,7 @@ def test_tool_calls_are_learned_and_answers_of_tools_are_not() -> None:
         {"role": "assistant", "content": "three"},
     ]
     assert learned(templates.TOOLS, Conversation(messages, tools=[{"name": "add"}])) == [
-        '<call>{"name": "add", "arguments": {"a": 1}}</call><|im_end|>\n',
+        '<call>{"name": "add", "arguments": {"a": 1}}</call><|im_end|>',
         "three<|im_end|>",
     ]
 

@@ -67,7 +67,13 @@ def build_dataset(
         train, evaluation = _hold_out(spool, spec.dataset.evaluation.fraction, spec.training.seed)
     elif evaluation_files is not None:
         with Spool(work / "spool-evaluation") as held:
-            collect(evaluation_files, spec, tokenizer, max_length, held, None)
+            found = collect(evaluation_files, spec, tokenizer, max_length, held, None)
+        if found.invalid.count or found.dropped or found.truncated:
+            log.warning(
+                "dataset.evaluation: %d samples; %d rows skipped, %d too long, %d cut to %d tokens%s",
+                len(held), found.invalid.count, found.dropped, found.truncated, max_length,
+                "".join(f"\n{one}" for one in found.invalid.first),
+            )  # fmt: skip
         evaluation = Split(held, np.arange(len(held)))
     for split in (train, evaluation):
         _check_vocabulary(split.spool, tokenizer, model)

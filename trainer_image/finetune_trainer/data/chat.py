@@ -8,7 +8,7 @@ template that prints today's date would give the same data another digest every 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -46,13 +46,23 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+        marks = jinja2.nodes.Name(_MARKS, "load")
+        return jinja2.nodes.CallBlock(self.call_method("_mark", [marks]), [], [], body).set_lineno(line)
 
-    def _mark(self, caller: Any) -> str:
-        return f"{_OPEN}{caller()}{_CLOSE}"
+    def _mark(self, marks: str, caller: Any) -> str:
+        return f"{marks[0]}{caller()}{marks[1]}"
 
 
-_OPEN, _CLOSE = "\ue0f0", "\ue0f1"  # private use characters: removed after rendering, their places are the spans
+_MARKS = "generation_marks"  # a template variable: the two characters that the tag writes around the assistant's words
+
+
+def _unused(*values: Any) -> str:
+    """Two private use characters that are in no text of these values: removed after rendering, their places are the
+    spans.
+    """
+    text = json.dumps(values, ensure_ascii=False, default=str)
+    # icon fonts and emoji of old phones use some of them
+    return next(marks for at in range(0xF0000, 0xFFFFC, 2) if not set(marks := chr(at) + chr(at + 1)) & set(text))
 
 
 class ChatTemplate:
@@ -75,7 +85,7 @@ class ChatTemplate:
         self, messages: list[Message], tools: list[Any] | None = None, add_generation_prompt: bool = False
     ) -> str:
         """The text of a conversation. Invalid when the template refuses it, with the template's own words."""
-        return self._render(messages, tools, add_generation_prompt).replace(_OPEN, "").replace(_CLOSE, "")
+        return self._render(messages, tools, add_generation_prompt, marks=("", ""))
 
     def refuse_unprinted_calls(self, conversation: Conversation) -> None:
         """Invalid when tool calls leave no trace in the text: the model would learn to answer nothing."""
@@ -97,7 +107,7 @@ class ChatTemplate:
         found: list[Span] = []
         position = 0
         for index, message in enumerate(conversation.messages):
-            if message["role"] != "assistant" or index < conversation.learn_from:
+            if not conversation.learns(index):
                 continue
             start, end = self._locate(text, position, conversation, index)
             position = end = self._with_end_token(text, end)
@@ -105,37 +115,50 @@ class ChatTemplate:
         return text, found
 
     def _marked(self, conversation: Conversation) -> tuple[str, list[Span]]:
-        rendered = self._render(conversation.messages, conversation.tools, add_generation_prompt=False)
+        marks = _unused(conversation.messages, conversation.tools, self.source)
+        rendered = self._render(conversation.messages, conversation.tools, add_generation_prompt=False, marks=marks)
         pieces: list[str] = []
         spans: list[Span] = []
         position = start = 0
-        for piece, mark in _split(rendered):
+        for piece, mark in _split(rendered, marks):
             pieces.append(piece)
             position += len(piece)
-            if mark == _OPEN:
+            if mark == marks[0]:
                 start = position
-            elif mark == _CLOSE:
+            elif mark == marks[1]:
                 spans.append((start, position))
+        text = "".join(pieces)
         turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         if len(spans) == len(turns):
-            spans = [span for span, index in zip(spans, turns, strict=True) if index >= conversation.learn_from]
-        return "".join(pieces), spans
+            return text, [span for span, index in zip(spans, turns, strict=True) if conversation.learns(index)]
+        if conversation.skipped:
+            raise Invalid(
+                f"messages[{min(conversation.skipped)}].weight: the chat template marks {len(spans)} stretches for "
+                f"{len(turns)} turns of the assistant, so which one is not learned is unknown; make the conversation shorter"
+            )
+        if conversation.learn_from:
+            before = self.render(conversation.messages[: conversation.learn_from], conversation.tools)
+            spans = [span for span in spans if span[0] >= _common_prefix(before, text)]
+        return text, spans
 
     def _locate(self, text: str, position: int, conversation: Conversation, index: int) -> Span:
         """Where the content of turn `index` is. A content that occurs once is there; else the turns before say where to
         look.
         """
         message = conversation.messages[index]
-        content = message["content"].strip()
+        whole, content = message["content"], message["content"].strip()
         written_by_template = message.get("tool_calls") or message.get("reasoning_content") or message.get("thinking")
-        if not written_by_template and text.count(content) == 1:
+        if not written_by_template and text.count(content) == 1 and not whole[0].isspace():
             start = text.index(content)
             return start, start + len(content)
         before = self.render(conversation.messages[:index], conversation.tools, add_generation_prompt=True)
         position = max(position, _common_prefix(before, text))
         if written_by_template:
             until = self.render(conversation.messages[: index + 1], conversation.tools)
-            return position, _common_prefix(until, text)
+            end = _common_prefix(until, text)
+            return position, position + len(text[position:end].rstrip())
+        if text.startswith(whole, position):  # an answer that begins with an indent is learned with it
+            return position, position + len(whole.rstrip())
         start = text.find(content, position)
         if start < 0 and "</think>" in content:  # reasoning templates print only the newest thoughts
             content = content.rpartition("</think>")[2].strip()
@@ -160,13 +183,16 @@ class ChatTemplate:
         """Whether the text ends with a token that ends a turn."""
         return text.rstrip().endswith(tuple(self._ends)) if self._ends else True
 
-    def _render(self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> str:
+    def _render(
+        self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool, marks: Sequence[str]
+    ) -> str:
         try:
             return self._template.render(
                 messages=messages,
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
+                **{_MARKS: marks},
                 **self._tokens,
             )
         except jinja2.TemplateError as error:
@@ -182,11 +208,11 @@ def default_template(vocabulary: dict[str, int]) -> str:
     return CHATML if {"<|im_start|>", "<|im_end|>"} <= vocabulary.keys() else PLAIN
 
 
-def _split(text: str) -> Iterator[tuple[str, str]]:
+def _split(text: str, marks: str) -> Iterator[tuple[str, str]]:
     """Pieces of text, each with the mark that follows it."""
     rest = text
     while rest:
-        places = [place for place in (rest.find(_OPEN), rest.find(_CLOSE)) if place >= 0]
+        places = [place for place in map(rest.find, marks) if place >= 0]
         if not places:
             yield rest, ""
             return

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finetune_operator.api.dataset import Dataset
 from finetune_trainer.data import rows
@@ -72,6 +73,8 @@ def read_samples(files: list[rows.DataFile], dataset: Dataset, objective: str, p
     columns: Mapping[str, str] = dataset.columns.model_dump(exclude_none=True)
     source = chain.from_iterable(rows.read(file) for file in files)
     beginning = list(islice(source, _LOOKED_AT))
+    if not beginning:
+        raise RunFailure(INVALID_DATASET, f"there are no rows in {', '.join(file.name for file in files[:SHOWN])}")
     form = _format(beginning, dataset.format, columns, objective)
     return Reading(form, _samples(chain(beginning, source), form, columns, problems))
 
@@ -125,7 +128,14 @@ def _format(beginning: list[rows.Row], asked: str, columns: Mapping[str, str], o
         bad = "\n".join(f"{row.place}: {row.problem}" for row in beginning[:SHOWN])
         raise RunFailure(
             INVALID_DATASET,
-            f"none of the first {len(beginning)} rows can be read\n{bad}" if bad else "there are no rows",
+            f"none of the first {len(beginning)} rows can be read\n{bad}",
+        )
+    held = next((name for name, cell in values[0].items() if isinstance(cell, list) and _is_object(cell[:1])), None)
+    if held is not None and len(beginning) == 1:
+        raise RunFailure(
+            INVALID_DATASET,
+            f"{beginning[0].place}: the rows are inside {held!r} of one object: write them one per line, for example with "
+            f"jq -c '.{held}[]'",
         )
     other = next((name for name in FORMATS_OF if recognise(rename(values[0], columns), name)), None)
     looks = f"; they look like rows for objective.type: {other}" if other else ""
@@ -133,5 +143,20 @@ def _format(beginning: list[rows.Row], asked: str, columns: Mapping[str, str], o
         INVALID_DATASET,
         f"{beginning[0].place}: the rows' columns are {', '.join(map(str, values[0]))}{looks}. "
         f"objective.type: {objective} needs {describe(objective)}. Name them so, or say with dataset.columns which "
-        "column is which",
+        f"column is which{_near_names(values[0], objective)}",
     )
+
+
+def _is_object(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values) and bool(values)
+
+
+def _near_names(row: Mapping[str, Any], objective: str) -> str:
+    """How the columns would be named for the format that is closest to them, when one is."""
+    plain = {str(name).strip().lower(): str(name) for name in row}
+    for form in (BY_NAME[name] for name in FORMATS_OF[objective]):
+        near = {own: get_close_matches(own, plain, n=1, cutoff=0.75) for own in form.columns}
+        if all(near.values()):
+            asked = ", ".join(f"{own}: {plain[found[0]]}" for own, found in near.items() if plain[found[0]] != own)
+            return f"; for {form.name}, dataset.columns: {{{asked}}}"
+    return ""

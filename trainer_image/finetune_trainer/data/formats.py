@@ -38,11 +38,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages to be rendered by the chat template; assistant turns from `learn_from` on are learned."""
+    """Messages to be rendered by the chat template; assistant turns from `learn_from` on are learned, but for `skipped`."""
 
     messages: list[Message]
     learn_from: int = 0
     tools: list[Any] | None = None
+    skipped: frozenset[int] = frozenset()
+
+    def learns(self, index: int) -> bool:
+        """Whether the turn at `index` is learned."""
+        return self.messages[index]["role"] == "assistant" and index >= self.learn_from and index not in self.skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,11 @@ def _text(row: Row) -> Text:
 
 
 def _messages(row: Row) -> Conversation:
-    return Conversation(_conversation(row, "messages"), tools=_tools(row))
+    return _conversation(row, "messages")
 
 
 def _sharegpt(row: Row) -> Conversation:
-    return Conversation(_conversation(row, "conversations"), tools=_tools(row))
+    return _conversation(row, "conversations")
 
 
 def _prompt_completion(row: Row) -> Pair | Conversation:
@@ -95,10 +100,25 @@ def _alpaca(row: Row) -> Conversation:
     instruction, context = _string(row, "instruction"), _string(row, "input", required=False)
     user = f"{instruction}\n\n{context}" if context.strip() else instruction
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": _string(row, "output")}]
-    return Conversation([*_system(row), *messages])
+    return Conversation([*_system(row), *_history(row), *messages])
+
+
+def _history(row: Row) -> list[Message]:
+    """The turns before an instruction, in LLaMA-Factory's files: a list of [question, answer]."""
+    history = row.get("history")
+    if not history:
+        return []
+    pairs = _list(row, "history")
+    for index, pair in enumerate(pairs):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise Invalid(f"history[{index}] is {_shown(pair)}: a list of two texts, question and answer, is needed")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
 
 
 def _preference(row: Row) -> Preference:
+    if isinstance(row.get("chosen"), dict) and "prompt" not in row and "conversations" in row:
+        row = {**row, "prompt": row["conversations"]}  # LLaMA-Factory's files: turns, and one message for each answer
     whole = row.get("prompt") is None and isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str)
     if whole and row["chosen"] != row["rejected"]:
         row = {**row, **_implicit_prompt(row["chosen"], row["rejected"])}
@@ -240,6 +260,8 @@ def _answer(row: Row, name: str) -> Pair | Conversation:
     all.
     """
     value, prompt, system = row.get(name), row.get("prompt"), _system(row)
+    if isinstance(value, dict):  # one message, as LLaMA-Factory and axolotl have it
+        value = [value]
     if isinstance(value, list):
         answer = _turns(value, name)
         if isinstance(prompt, list):
@@ -257,18 +279,28 @@ def _answer(row: Row, name: str) -> Pair | Conversation:
         _check_order(messages, "prompt")
         return Conversation(messages, learn_from=len(before))
     text, completion = _string(row, "prompt"), _string(row, name)
-    if system:
+    if "system" in row:  # rows with a system column are conversations, also those whose system message is empty
         messages = [*system, {"role": "user", "content": text}, {"role": "assistant", "content": completion}]
         return Conversation(messages)
     return Pair(text, completion)
 
 
-def _conversation(row: Row, name: str) -> list[Message]:
-    messages = _turns(_list(row, name), name)
-    if messages[0]["role"] != "system":
-        messages = [*_system(row), *messages]
+def _conversation(row: Row, name: str) -> Conversation:
+    values = _list(row, name)
+    messages = _turns(values, name)
+    before = _system(row) if messages[0]["role"] != "system" else []
+    skipped = frozenset(index for index, value in enumerate(values, len(before)) if _weight(value, name, index) == 0)
+    messages = [*before, *messages]
     _check_order(messages, name)
-    return messages
+    return Conversation(messages, tools=_tools(row), skipped=skipped)
+
+
+def _weight(value: Mapping[str, Any], name: str, index: int) -> int:
+    """OpenAI's `weight` of a turn: 0 is not learned."""
+    weight = value.get("weight")
+    if weight not in (None, 0, 1):
+        raise Invalid(f"{name}[{index}].weight is {_shown(weight)}: use 0 (not learned) or 1")
+    return 1 if weight is None else int(weight)
 
 
 def _turns(values: list[Any], name: str) -> list[Message]:
@@ -285,9 +317,31 @@ def _turn(value: Any, at: str) -> Message:
     if role is None:
         what = f"has no {role_key}" if role_key not in value else f".{role_key} is {_shown(named)}"
         raise Invalid(f"{at}{'' if what.startswith('.') else ' '}{what}: use system, user, assistant or tool")
-    content = _content(value.get(content_key), f"{at}.{content_key}", optional=bool(value.get("tool_calls")))
+    optional = role in ("system", "tool") or bool(value.get("tool_calls"))  # a tool may answer nothing
+    content = _content(value.get(content_key), f"{at}.{content_key}", optional)
     kept = {key: value[key] for key in _KEPT if value.get(key) is not None}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = _calls(kept["tool_calls"], f"{at}.tool_calls")
     return {"role": role, "content": content, **kept}
+
+
+def _calls(value: Any, at: str) -> list[Any]:
+    """Tool calls with arguments as objects: OpenAI's files have them as JSON in a text, which templates print as a text in
+    quotes, while vLLM gives templates the object."""
+    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
+        raise Invalid(f"{at} is {_shown(value)}: a list of calls is needed, each with function.name and .arguments")
+    calls = []
+    for index, call in enumerate(value):
+        function = call.get("function")
+        inner = function if isinstance(function, dict) else call
+        if isinstance(text := inner.get("arguments"), str):
+            try:
+                arguments = json.loads(text or "{}")
+            except ValueError as error:
+                raise Invalid(f"{at}[{index}].function.arguments is text that is not JSON ({error})") from error
+            inner = {**inner, "arguments": arguments}
+        calls.append({**call, "function": inner} if isinstance(function, dict) else inner)
+    return calls
 
 
 def _content(value: Any, at: str, optional: bool) -> str:

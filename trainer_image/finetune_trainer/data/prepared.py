@@ -57,7 +57,9 @@ def write_answers(
             for name, values in parts.items()
         }
         if good is not None:
-            columns["label"] = pa.array(good[shard.samples])
+            chosen = good[shard.samples]
+            bits = pa.py_buffer(np.packbits(chosen, bitorder="little"))
+            columns["label"] = pa.Array.from_buffers(pa.bool_(), len(chosen), [None, bits])
         _write_table(directory, split, number, columns)
 
 
@@ -79,8 +81,13 @@ def _write_table(directory: Path, split: str, number: int, columns: dict[str, pa
 
 def _lists(values: np.ndarray, sizes: np.ndarray) -> pa.Array:
     """A column of lists from all their values one after the other and the size of each."""
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values, dtype=np.int32)))
+    return pa.ListArray.from_arrays(_numbers(np.concatenate([[0], np.cumsum(sizes)])), _numbers(values))
+
+
+def _numbers(values: np.ndarray) -> pa.Array:
+    """An int32 array of Arrow. pa.array does the same, but imports pandas first, for a second."""
+    buffer = pa.py_buffer(np.ascontiguousarray(values, dtype=np.int32))
+    return pa.Array.from_buffers(pa.int32(), len(values), [None, buffer])
 
 
 def _shards(rows: Rows, lengths: np.ndarray) -> Iterator[Rows]:

@@ -26,6 +26,25 @@ MAX_ROW_BYTES = 64 << 20  # a longer row is a mistake (no line breaks, wrong fil
 BOMB_RATIO = 200  # text compresses 3 to 30 times, very repetitive logs about 100, a bomb up to 1,032
 BOMB_FREE_BYTES = 256 << 20  # below this no ratio hurts
 _BLOCK = 1 << 20
+_REPACK = "unpack it, or pack it with gzip"
+_ARROW = "is an Arrow file (feather, or save_to_disk of datasets): write it with to_parquet or to_json"
+# How files begin that are no dataset here, and what to do with them.
+_OTHER_KINDS = (
+    (b"PK\x03\x04", f"is compressed as a zip archive: {_REPACK}"),
+    (b"\x28\xb5\x2f\xfd", f"is compressed as zstd: {_REPACK}"),
+    (b"BZh", f"is compressed as bzip2: {_REPACK}"),
+    (b"\xfd7zXZ", f"is compressed as xz: {_REPACK}"),
+    (b"\x04\x22\x4d\x18", f"is compressed as lz4: {_REPACK}"),
+    (b"\x1f\x8b", "is packed with gzip twice: unpack it once"),
+    (b"ARROW1", _ARROW),
+    (b"\xff\xff\xff\xff", _ARROW),
+    (b"FEA1", _ARROW),
+    (b"PARE", "is an encrypted parquet file: write it without encryption"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file: get the file with git lfs pull, and upload that"),
+    (b"<!DOCTYPE html", "is a web page: the address is not that of the file itself"),
+    (b"<!doctype html", "is a web page: the address is not that of the file itself"),
+    (b"<html", "is a web page: the address is not that of the file itself"),
+)
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half a character
 
 
@@ -65,14 +84,11 @@ def recognise(head: bytes, name: str) -> FileType:
     """The file type from its first (unpacked) bytes; the name is used in messages only."""
     if head.startswith(b"PAR1"):
         return "parquet"
-    for magic, what in (
-        (b"PK\x03\x04", "a zip archive"),
-        (b"\x28\xb5\x2f\xfd", "zstd"),
-        (b"BZh", "bzip2"),
-        (b"\xfd7zXZ", "xz"),
-    ):
+    for magic, what in _OTHER_KINDS:
         if head.startswith(magic):
-            raise RunFailure(INVALID_DATASET, f"{name} is compressed as {what}: unpack it, or pack it with gzip")
+            raise RunFailure(INVALID_DATASET, f"{name} {what}")
+    if head[257:262] == b"ustar":
+        raise RunFailure(INVALID_DATASET, f"{name} is a tar archive: unpack it into a folder")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise RunFailure(INVALID_DATASET, f"{name} is UTF-16: save it as UTF-8")
     if b"\x00" in head:
@@ -128,6 +144,7 @@ class _Lines:
 
     def __init__(self, head: bytes, stream: IO[bytes], name: str) -> None:
         self.head, self._stream, self._name = head.removeprefix(b"\xef\xbb\xbf"), stream, name
+        self.line_break = b"\r" if b"\r" in self.head and b"\n" not in self.head else b"\n"  # \r: old Mac, Excel
 
     def blocks(self) -> Iterator[bytes]:
         yield self.head
@@ -137,7 +154,7 @@ class _Lines:
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         number, rest = 0, b""
         for block in self.blocks():
-            *lines, rest = (rest + block).split(b"\n")
+            *lines, rest = (rest + block).split(self.line_break)
             for line in lines:
                 number += 1
                 yield number, line
@@ -166,6 +183,18 @@ def _not_utf8(line: bytes) -> str:
     except UnicodeDecodeError as error:
         return f"is not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1}): save the file as UTF-8"
     return ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. ValueError when a key is there twice: which value is meant is anyone's guess."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _row(name: str, number: int, value: Any, halves: bool) -> Row:
@@ -210,17 +239,25 @@ def _jsonl(lines: _Lines, name: str) -> Iterator[Row]:
             yield Row(name, number, None, _not_utf8(line))
             continue
         try:
-            yield _row(name, number, json.loads(text), halves=_HALF.search(text) is not None)
-        except (ValueError, RecursionError) as error:
-            where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            yield _row(name, number, _DECODER.decode(text), halves=_HALF.search(text) is not None)
+        except json.JSONDecodeError as error:
+            if number == 1 and error.pos >= len(text.rstrip()) and text.rstrip().endswith(("{", "[", ",")):
+                raise RunFailure(
+                    INVALID_DATASET,
+                    f"{name}:1: the object goes on over several lines: write one object per line (jq -c . does that), or all "
+                    "of them in one array [...]",
+                ) from error
             hint = "; jsonl has one whole object per line" if number == 1 else ""
-            yield Row(name, number, None, f"is not JSON ({what}{where}){hint}")
+            what = error.msg.removesuffix(" at")
+            yield Row(name, number, None, f"is not JSON ({what} at column {error.colno}){hint}")
+        except RecursionError:
+            yield Row(name, number, None, "is nested too deeply")
+        except ValueError as error:
+            yield Row(name, number, None, f"cannot be read: {error}")
 
 
 def _json(lines: _Lines, name: str) -> Iterator[Row]:
     """The objects of one JSON array, each decoded as soon as it is complete; line is where the object begins."""
-    decoder = json.JSONDecoder()
     buffer, position, line, first, done = "", 0, 1, True, False
     text = _decoded(lines, name)
     while True:
@@ -236,7 +273,7 @@ def _json(lines: _Lines, name: str) -> Iterator[Row]:
                 position += 1
                 continue
             try:
-                value, end = decoder.raw_decode(buffer, position)
+                value, end = _DECODER.raw_decode(buffer, position)
                 complete = end < len(buffer) or done  # a number at the end of the buffer may go on
             except RecursionError as error:
                 raise RunFailure(INVALID_DATASET, f"{name}:{line}: is nested too deeply") from error
@@ -244,8 +281,11 @@ def _json(lines: _Lines, name: str) -> Iterator[Row]:
                 cut_off = error.msg.startswith("Unterminated string") or error.pos > len(buffer) - 16
                 if done or not cut_off:
                     at = line + buffer.count("\n", position, error.pos)
-                    raise RunFailure(INVALID_DATASET, f"{name}:{at}: is not JSON ({error.msg})") from error
+                    what = error.msg.removesuffix(" at")
+                    raise RunFailure(INVALID_DATASET, f"{name}:{at}: is not JSON ({what})") from error
                 complete = False
+            except ValueError as error:
+                raise RunFailure(INVALID_DATASET, f"{name}:{line}: cannot be read: {error}") from error
             if complete:
                 yield _row(name, line, value, halves=_HALF.search(buffer, position, end) is not None)
                 line += buffer.count("\n", position, end)
@@ -298,7 +338,7 @@ def _with_end(blocks: Iterator[bytes]) -> Iterator[bytes | None]:
 
 def _csv(lines: _Lines, name: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_ROW_BYTES)
-    header_line = lines.head.split(b"\n", 1)[0].decode(errors="replace")
+    header_line = lines.head.lstrip(b"\r\n").split(lines.line_break, 1)[0].decode(errors="replace")
     delimiter = max(",;\t", key=header_line.count)
 
     def text() -> Iterator[str]:
@@ -312,10 +352,13 @@ def _csv(lines: _Lines, name: str) -> Iterator[Row]:
 
     reader = csv.reader(text(), delimiter=delimiter, strict=True)
     try:
-        header = [column.strip() for column in next(reader)]
+        cells = next((cells for cells in reader if cells), [])
+        header = [column.strip() for column in cells]
+        if header[:1] == [""]:
+            header[0] = "index"  # pandas' to_csv writes row numbers without a name
         if len(set(header)) != len(header) or not all(header):
             raise RunFailure(
-                INVALID_DATASET, f"{name}:1: the header needs one distinct name per column, found {header}"
+                INVALID_DATASET, f"{name}:{reader.line_num}: the header needs one distinct name per column, found {header}"
             )
         start = reader.line_num + 1
         for cells in reader:
@@ -326,7 +369,7 @@ def _csv(lines: _Lines, name: str) -> Iterator[Row]:
                     name,
                     start,
                     None,
-                    f"has {len(cells)} cells, the header has {len(header)}: quote cells that hold {delimiter!r}",
+                    f"has {len(cells)} cells, the CSV header has {len(header)}: quote cells that hold {delimiter!r}",
                 )
             start = reader.line_num + 1
     except csv.Error as error:
@@ -347,10 +390,13 @@ def _parquet(file: DataFile, compressed: bool) -> Iterator[Row]:
     try:
         # by pages: a row group, which may be the whole file, is never in memory as a whole
         with pq.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as table:
+            names = table.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise RunFailure(INVALID_DATASET, f"{file.name}: two columns have one name: {', '.join(names)}")
             for batch in table.iter_batches(batch_size=512):
                 for value in batch.to_pylist():
                     number += 1
-                    yield Row(file.name, number, value)
+                    yield Row(file.name, number, {name: _without_null(part) for name, part in value.items()})
     except (pa.ArrowException, OSError) as error:
         raise RunFailure(
             INVALID_DATASET, f"{file.name}: is not a sound parquet file (row {number + 1}: {error})"
@@ -358,3 +404,11 @@ def _parquet(file: DataFile, compressed: bool) -> Iterator[Row]:
     finally:
         if compressed:
             path.unlink(missing_ok=True)
+
+
+def _without_null(value: Any) -> Any:
+    """A cell without the nulls inside it: parquet gives every object of a column the keys of all of them, so that a tool
+    call would show arguments of the other tools."""
+    if isinstance(value, dict):
+        return {name: _without_null(part) for name, part in value.items() if part is not None}
+    return [_without_null(part) for part in value] if isinstance(value, list) else value

@@ -98,6 +98,10 @@ class ModelTokenizer:
 
     def _tokens(self, rendered: Rendered, encoding: Encoding) -> Tokens:
         bos, eos = (self.bos, self.eos) if rendered.whole else ((), ())
+        if bos and tuple(encoding.ids[: len(bos)]) == bos:
+            bos = ()  # the text has it written out, as guanaco-llama2 and the like do
+        if eos and tuple(encoding.ids[-len(eos) :]) == eos:
+            eos = ()
         ids = np.array([*bos, *encoding.ids, *eos], dtype=np.int32)
         labels = np.full(len(ids), IGNORE, dtype=np.int32)
         size = len(rendered.text)

@@ -121,9 +121,9 @@ class Store:
         return self._patiently(f"reading {self.uri(key)}", read)
 
     def put_json(self, key: str, value: Any) -> None:
-        self.put_bytes(
-            key, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode(), "application/json"
-        )
+        sound = digests.without_nan(value)
+        text = json.dumps(sound, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        self.put_bytes(key, text.encode(), "application/json")
 
     def get_json(self, key: str) -> Any | None:
         """The parsed object, or None when there is none."""

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from finetune_trainer.digest import MANIFEST
+from finetune_trainer.digest import MANIFEST, without_nan
 from finetune_trainer.failures import DIGEST_MISMATCH, DOWNLOAD_FAILED, RunFailure
 from finetune_trainer.storage.connection import full_disk
 from finetune_trainer.storage.store import Store
@@ -69,7 +69,7 @@ def write(snapshot: Snapshot, folder: Path) -> None:
     state = asdict(snapshot.state)
     lines = state.pop("metrics")
     (folder / STATE).write_text(json.dumps(state, sort_keys=True))
-    (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / METRICS).write_text("".join(json.dumps(without_nan(line)) + "\n" for line in lines))
 
 
 def read(folder: Path) -> Snapshot:

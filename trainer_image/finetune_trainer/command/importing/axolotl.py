@@ -5,8 +5,10 @@ Names and defaults: https://docs.axolotl.ai/docs/config-reference.html
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from finetune_operator.api.dataset import SPLIT
 from finetune_trainer.command.importing import common
 from finetune_trainer.command.importing.settings import CannotImport, Settings
 
@@ -73,6 +75,17 @@ _SAME_RESULT = {
     "adam_beta2": "the optimizer's default holds",
     "adam_epsilon": "the optimizer's default holds",
     "cosine_min_lr_ratio": "the rate falls to zero",
+    "processor_type": "only text is learned: rows with images or sound are refused",
+    "skip_prepare_dataset": "the data is always prepared before a GPU is asked for",
+    "dataset_exact_deduplication": "duplicates are counted, not removed: remove them from the data",
+    "curriculum_sampling": "rows are drawn by chance, by training.seed",
+    "sample_packing_sequentially": "rows are packed best fit first",
+    "eot_tokens": "the token that ends a turn is found in the chat template, and learned",
+    "resize_token_embeddings_to_32x": "the vocabulary stays as it is; the result is the same",
+    "loss_watchdog_threshold": "a run fails when its loss is no number; evaluation.gates judge the result",
+    "loss_watchdog_patience": "a run fails when its loss is no number; evaluation.gates judge the result",
+    "ddp_find_unused_parameters": common.SPEED,
+    "low_cpu_mem_usage": "a matter of memory",
 }
 _WORDS = common.Words(
     epochs=("num_epochs", 1.0),
@@ -82,6 +95,7 @@ _WORDS = common.Words(
     optimizer=("optimizer", "adamw_torch_fused"),
     loss_on_prompts="train_on_inputs",
     warmup_ratio=0.03,
+    batch="batch_size",
 )
 _INITIALIZATIONS = {
     "True": "Default", "gaussian": "Gaussian", "pissa": "PiSSA", "olora": "OLoRA", "eva": "EVA", "loftq": "LoftQ",
@@ -95,6 +109,7 @@ _PREFERENCES = {
     "ultra": {},
     "argilla_chat": {},
 }
+_WITH_MESSAGES = ("argilla_chat", "ultra")  # of these, those whose answers are messages
 
 
 def convert(settings: Settings) -> dict[str, Any]:
@@ -247,8 +262,8 @@ def _source(settings: Settings, entry: Settings) -> dict[str, Any]:
         return {"s3": {"uri": path}}
     if common.is_hub_repository(path) and not named:
         split = entry.text("split", "train")
-        if not split.replace("_", "").replace("-", "").isalnum():
-            raise entry.refuse("split", "a FineTune reads a whole split; use dataset.maxSamples for a part of it")
+        if not re.match(SPLIT, split):
+            raise entry.refuse("split", "a FineTune reads one split or a slice of it, as in train[:10%]")
         return {
             "huggingFace": {
                 "repo": path, "subset": entry.text("name"), "split": split, "revision": entry.text("revision")
@@ -319,7 +334,9 @@ def _own_prompt(entry: Settings, kind: Settings) -> dict[str, Any]:
 
 def _preference(entry: Settings, kind: str) -> dict[str, Any]:
     last = kind.rpartition(".")[2]
-    if kind.startswith("chat_template"):
+    if kind == "bradley_terry.chat_template":
+        columns: dict[str, str | None] = {"prompt": "input"}
+    elif kind.startswith("chat_template"):
         columns = {
             "prompt": entry.text("field_messages", "messages"),
             "chosen": entry.text("field_chosen"),
@@ -327,7 +344,9 @@ def _preference(entry: Settings, kind: str) -> dict[str, Any]:
         }
         entry.take("message_property_mappings")
     elif last in _PREFERENCES:
-        columns = _PREFERENCES[last]
+        columns = dict(_PREFERENCES[last])
+        if last not in _WITH_MESSAGES:
+            entry.warn("type", common.PLAIN_PROMPTS)
     else:
         raise entry.refuse("type", f"no preference format that is known; known are {', '.join(_PREFERENCES)}")
     return {"format": "Preference", "columns": _renamed(**columns)}

@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "adamw_torch_fused": "adamw_torch_fused",
     "adamw_bnb_8bit": "adamw_8bit",
     "adamw_8bit": "adamw_8bit",
+    "adamw_torch_8bit": "adamw_8bit",  # torchao's of the same
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_32bit": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
@@ -39,6 +40,10 @@ METRICS = "metrics.jsonl, TensorBoard files and report.html are in the bucket"
 ATTENTION = "the trainer chooses its attention; the result is the same"
 SPEED = "a matter of speed; the result is the same"
 TEMPLATE = "the base model's own chat template is used; one is chosen where it has none"
+PLAIN_PROMPTS = (
+    "a prompt that is text is learned as it is, without the chat template, where rows have no system column; for the "
+    "template make it a list of messages"
+)
 RUN_NAME = "a run is named as its FineTune, and found by its inputs"
 HUB_TOKEN, WANDB_KEY = {"name": "hugging-face"}, {"name": "wandb"}
 _REPO = re.compile(r"^([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*$")
@@ -56,11 +61,14 @@ class Words:
     optimizer: tuple[str, str]
     loss_on_prompts: str
     warmup_ratio: float
+    batch: str = ""  # the effective batch, in place of the accumulation steps
 
 
 def training(settings: Settings, words: Words) -> dict[str, Any]:
     """What of spec.training the tools have in common."""
-    micro, steps = settings.count(*words.micro_batch), settings.count("gradient_accumulation_steps", 1)
+    micro, steps = settings.count(*words.micro_batch), settings.count("gradient_accumulation_steps")
+    asked = settings.count(words.batch) if words.batch else None
+    batch = micro * steps if steps else asked or micro
     max_steps, epochs = settings.count("max_steps"), settings.number(*words.epochs)
     max_steps = max_steps if max_steps and max_steps > 0 else None  # transformers has -1 for none
     return {
@@ -72,7 +80,7 @@ def training(settings: Settings, words: Words) -> dict[str, Any]:
         "weightDecay": settings.number("weight_decay"),
         "maxGradNorm": settings.number("max_grad_norm"),
         "optimizer": settings.one_of(words.optimizer[0], OPTIMIZERS, words.optimizer[1]),
-        "batchSize": micro * steps,
+        "batchSize": batch,
         "microBatchSize": micro,
         "maxLength": settings.count(*words.max_length),
         "lossOn": "All" if settings.flag(words.loss_on_prompts) else None,
@@ -120,6 +128,8 @@ def warmup_ratio(settings: Settings, max_steps: int | None, default: float) -> f
     ratio, steps = settings.number("warmup_ratio"), settings.number("warmup_steps")
     if ratio is not None:
         return float(ratio)
+    if steps == 0:
+        return 0.0
     if steps and 0 < steps < 1:
         return float(steps)
     if steps and max_steps:

@@ -85,7 +85,7 @@ _COLUMNS = {
         "prompt": "prompt", "messages": "prompt", "chosen": "chosen", "rejected": "rejected", "system": "system"
     },
     "UnpairedPreference": {
-        "prompt": "prompt", "messages": "prompt", "response": "completion", "kto_tag": "label", "system": "system"
+        "prompt": "prompt", "messages": "completion", "response": "completion", "kto_tag": "label", "system": "system"
     },
 }  # fmt: skip
 
@@ -200,7 +200,7 @@ def _datasets(
     if not names:
         raise CannotImport("dataset: there is none; name one")
     known = _known_datasets(folder, settings.text("dataset_dir", "data"))
-    forms = [_form(known.get(name), objective, pretraining) for name in names]
+    forms = [_form(settings, known.get(name), objective, pretraining) for name in names]
     missing = [name for name in names if name not in known]
     if missing:
         settings.warn("dataset", f"dataset_info.json does not tell what {', '.join(missing)} is: format Auto is taken")
@@ -238,7 +238,7 @@ def _source(settings: Settings, field: str, names: list[str], known: dict[str, S
     return common.to_be_uploaded(settings, field, files)
 
 
-def _form(entry: Settings | None, objective: str, pretraining: bool) -> dict[str, Any]:
+def _form(settings: Settings, entry: Settings | None, objective: str, pretraining: bool) -> dict[str, Any]:
     """format and columns of an entry of dataset_info.json."""
     if pretraining:
         form = "Text"
@@ -251,6 +251,11 @@ def _form(entry: Settings | None, objective: str, pretraining: bool) -> dict[str
     else:
         form = "Messages" if entry.part("tags").text("role_tag", "from") == "role" else "ShareGPT"
     named = entry.part("columns") if entry else Settings({})
+    for name in ("images", "videos", "audios"):
+        if named.take(name):
+            raise named.refuse(name, "a FineTune learns from text alone; take a dataset without it")
+    if entry and objective != "SFT" and entry.text("formatting", "alpaca") == "alpaca":
+        settings.warn("dataset", common.PLAIN_PROMPTS)
     columns = {ours: name for theirs, ours in _COLUMNS[form].items() if (name := named.text(theirs)) and name != ours}
     return {"format": form, "columns": columns}
 
