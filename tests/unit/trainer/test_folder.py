@@ -43,3 +43,14 @@ def test_a_bucket_can_be_reached_from_a_folder_and_back(
     assert bucket.get_bytes("a") == b"in the bucket"
     assert not store.exists("a")
     assert bucket.at(store.uri()).uri("b") == store.uri("b")
+
+
+def test_a_metric_that_is_no_number_is_left_out_of_json(store: Store, tmp_path: Path) -> None:
+    """Python writes NaN as it is, which no other reader of JSON takes."""
+    store.put_json(
+        "a.json", {"loss": float("nan"), "accuracy": 0.5, "gates": [{"value": float("inf"), "passed": False}]}
+    )
+    assert store.get_json("a.json") == {"accuracy": 0.5, "gates": [{"passed": False}]}
+    (tmp_path / "tree").mkdir()
+    store.upload_tree(tmp_path / "tree", "x", {"evaluation": {"loss": float("-inf")}})
+    assert "Infinity" not in (tmp_path / "out put/x/manifest.json").read_text()

@@ -31,6 +31,14 @@ def check(
 
 
 DOLLY = {"instruction": "add", "context": "1 and 2", "response": "3", "category": "qa"}
+# OpenAI writes arguments as JSON in a text; templates are made for the object, which vLLM gives them too
+CALLING = {
+    "role": A, "content": None,
+    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}],
+}  # fmt: skip
+CALLED = {
+    "role": A, "content": "", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+}  # fmt: skip
 GOOD: list[tuple[str, dict[str, Any], Sample]] = [
     ("Text", {"text": "alpha", "source": "web"}, Text("alpha")),
     ("Messages", {"messages": turns((U, "a"), (A, "b"))}, Conversation(turns((U, "a"), (A, "b")))),
@@ -67,6 +75,36 @@ GOOD: list[tuple[str, dict[str, Any], Sample]] = [
         "ShareGPT",
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
         Conversation(turns((S, "s"), (U, "a"), (A, "b"))),
+    ),
+    # LLaMA-Factory's earlier turns
+    (
+        "Alpaca",
+        {"instruction": "c", "input": "", "output": "d", "history": [["a", "b"]]},
+        Conversation(turns((U, "a"), (A, "b"), (U, "c"), (A, "d"))),
+    ),
+    # OpenAI's weight: 0 is context that is not learned
+    (
+        "Messages",
+        {
+            "messages": [
+                {"role": U, "content": "a"},
+                {"role": A, "content": "b", "weight": 0},
+                *turns((U, "c"), (A, "d")),
+            ]
+        },
+        Conversation(turns((U, "a"), (A, "b"), (U, "c"), (A, "d")), skipped=frozenset({1})),
+    ),
+    # what a tool answers, and a system message, may be empty
+    (
+        "Messages",
+        {"messages": [*turns((S, ""), (U, "a")), CALLING, *turns(("tool", ""), (A, "b"))]},
+        Conversation([*turns((S, ""), (U, "a")), CALLED, *turns(("tool", ""), (A, "b"))]),
+    ),
+    # a row with a system column is a conversation, also where that is empty: other rows of the file have one
+    (
+        "PromptCompletion",
+        {"prompt": "a", "completion": "b", "system": ""},
+        Conversation(turns((U, "a"), (A, "b"))),
     ),
 ]
 
@@ -126,6 +164,26 @@ BAD_MESSAGES: list[tuple[Any, str]] = [
         "messages[0].content has parts that are not text: only text can be learned",
     ),
 ]
+BAD_MESSAGES += [
+    (
+        [{"role": U, "content": "a"}, {"role": A, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+        (
+            "messages[1].tool_calls[0].function.arguments is text that is not JSON (Expecting property name enclosed in "
+            "double quotes: line 1 column 2 (char 1))"
+        ),
+    ),
+    (
+        [{"role": U, "content": "a"}, {"role": A, "content": "b", "weight": 0.5}],
+        "messages[1].weight is 0.5: use 0 (not learned) or 1",
+    ),
+]
+BAD += [
+    (
+        {"instruction": "a", "output": "b"},
+        {"instruction": "a", "output": "b", "history": [["c"]]},
+        "history[0] is a list: a list of two texts, question and answer, is needed",
+    )
+]
 BAD += [(GOOD_MESSAGES, {"messages": value}, message) for value, message in BAD_MESSAGES]
 
 
@@ -166,6 +224,37 @@ def test_rows_of_no_known_format_are_refused_with_the_formats(tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        (
+            {"promt": "a", "completions": "b"},
+            "PromptCompletion, dataset.columns: {prompt: promt, completion: completions}",
+        ),
+        ({"Instruction": "a", "Output": "b"}, "Alpaca, dataset.columns: {instruction: Instruction, output: Output}"),
+        ({"message": []}, "Messages, dataset.columns: {messages: message}"),
+    ],
+)
+def test_columns_that_are_nearly_right_are_named(tmp_path: Path, row: dict[str, Any], hint: str) -> None:
+    with pytest.raises(RunFailure) as caught:
+        check(tmp_path, [row])
+    assert caught.value.message.endswith(f"which column is which; for {hint}")
+
+
+def test_rows_inside_one_object_are_said_with_how_to_get_them_out(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunFailure, match=r"rows.jsonl:1: the rows are inside 'data' of one object: .* jq -c '.data\[\]'"
+    ):
+        check(tmp_path, [{"version": 1, "data": [{"text": "a"}, {"text": "b"}]}])
+
+
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text("[]")
+    spec = Dataset.model_validate({"train": {"s3": {"uri": "s3://data/rows"}}})
+    with pytest.raises(RunFailure, match="^there are no rows in a.json, b.json$"):
+        read_samples([DataFile(tmp_path / "rows", name) for name in ("a.json", "b.json")], spec, "SFT", Problems())
+
+
 def test_rows_for_another_objective_are_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(
         RunFailure, match=r"columns are chosen, rejected; they look like rows for objective.type: DPO\."
@@ -191,6 +280,17 @@ PREFERENCES: list[tuple[dict[str, Any], Sample]] = [
     # ultrafeedback: a prompt, and conversations that repeat it
     (
         {"prompt": "a", "chosen": turns((U, "a"), (A, "b")), "rejected": turns((U, "a"), (A, "c"))},
+        Preference(
+            Conversation(turns((U, "a"), (A, "b")), learn_from=1), Conversation(turns((U, "a"), (A, "c")), learn_from=1)
+        ),
+    ),
+    # LLaMA-Factory's demo: turns, and one message for each answer
+    (
+        {
+            "conversations": [{"from": "human", "value": "a"}],
+            "chosen": {"from": "gpt", "value": "b"},
+            "rejected": {"from": "gpt", "value": "c"},
+        },
         Preference(
             Conversation(turns((U, "a"), (A, "b")), learn_from=1), Conversation(turns((U, "a"), (A, "c")), learn_from=1)
         ),

@@ -15,6 +15,9 @@ from finetune_trainer.command.cli import main
 from finetune_trainer.command.importing import axolotl, llamafactory
 from finetune_trainer.command.importing.command import detect, imported
 from finetune_trainer.command.importing.settings import CannotImport, Settings, without_nothing
+from finetune_trainer.data.check import Problems, read_samples
+from finetune_trainer.data.formats import Judged
+from finetune_trainer.data.rows import DataFile
 
 # examples/code-llama/7b/qlora.yml of axolotl-ai-cloud/axolotl
 AXOLOTL_QLORA: dict[str, Any] = {
@@ -225,6 +228,83 @@ def test_axolotls_dataset_types_are_formats(dataset: dict[str, Any], form: str, 
     found = spec_of({**AXOLOTL_QLORA, "datasets": [{"path": "a/b", **dataset}]}).dataset
     assert found.format == form
     assert found.columns.model_dump(exclude_none=True) == columns
+
+
+def test_llama_factorys_own_preference_examples_are_rows_that_can_be_read(tmp_path: Path) -> None:
+    """examples/train_lora/*_dpo.yaml and *_kto.yaml with the entries of data/dataset_info.json and rows like theirs."""
+    (tmp_path / "data").mkdir()
+    openai = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    known: dict[str, Any] = {
+        "dpo_en_demo": {
+            "file_name": "dpo_en_demo.json", "ranking": True, "formatting": "sharegpt",
+            "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+        },
+        "kto_en_demo": {
+            "file_name": "kto_en_demo.json", "formatting": "sharegpt", "tags": openai,
+            "columns": {"messages": "messages", "kto_tag": "label"},
+        },
+    }  # fmt: skip
+    (tmp_path / "data/dataset_info.json").write_text(json.dumps(known))
+    asked, answer = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
+    pair = {"conversations": [asked], "chosen": answer, "rejected": {"from": "gpt", "value": "c"}}
+    judged = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": True}
+    for stage, name, row in (("dpo", "dpo_en_demo", pair), ("rm", "dpo_en_demo", pair), ("kto", "kto_en_demo", judged)):
+        spec = spec_of({**LLAMA_FACTORY, "stage": stage, "dataset": name}, tmp_path)
+        (tmp_path / "rows.json").write_text(json.dumps([row]))
+        problems = Problems()
+        files = [DataFile(tmp_path / "rows.json", "rows.json")]
+        (found,) = read_samples(files, spec.dataset, spec.objective.type, problems).samples
+        assert not problems.count, problems.first
+        answers = [found.sample.answer] if isinstance(found.sample, Judged) else [found.sample.chosen]
+        assert [[message["content"] for message in one.messages] for one in answers] == [["a", "b"]]
+
+
+def test_datasets_with_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    entry = {"file_name": "mllm_demo.json", "formatting": "sharegpt", "columns": {"images": "images"}}
+    (tmp_path / "data/dataset_info.json").write_text(json.dumps({"mllm_demo": entry}))
+    with pytest.raises(CannotImport, match="images: 'images': a FineTune learns from text alone"):
+        spec_of({**LLAMA_FACTORY, "dataset": "mllm_demo"}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "batch"),
+    [
+        ({"gradient_accumulation_steps": None, "batch_size": 16}, 16),
+        ({"gradient_accumulation_steps": None}, 2),
+        ({"gradient_accumulation_steps": 4, "batch_size": None}, 8),
+    ],
+)
+def test_axolotls_batch_size_is_the_effective_one(values: dict[str, Any], batch: int) -> None:
+    assert spec_of({**AXOLOTL_QLORA, **values}).training.batch_size == batch
+
+
+def test_no_warm_up_stays_none() -> None:
+    for values in (AXOLOTL_QLORA, LLAMA_FACTORY):
+        assert spec_of({**values, "warmup_steps": 0, "warmup_ratio": None}).training.warmup_ratio == 0.0
+
+
+def test_a_slice_of_a_split_is_carried_over() -> None:
+    sliced = {"path": "a/b", "type": "alpaca", "split": "train[:10%]"}
+    source = spec_of({**AXOLOTL_QLORA, "datasets": [sliced]}).dataset.train.hugging_face
+    assert source and source.split == "train[:10%]"
+    with pytest.raises(CannotImport, match="split: 'train.test': a FineTune reads one split or a slice of it"):
+        spec_of({**AXOLOTL_QLORA, "datasets": [{**sliced, "split": "train+test"}]})
+
+
+def test_axolotls_reward_model_example_is_carried_over() -> None:
+    """examples/gemma2/reward-model.yaml"""
+    pairs = {"path": "argilla/distilabel-intel-orca-dpo-pairs", "type": "bradley_terry.chat_template"}
+    values = {**AXOLOTL_QLORA, "reward_model": True, "datasets": [pairs], "sample_packing": False}
+    spec = spec_of(values)
+    assert (spec.objective.type, spec.dataset.format, spec.dataset.columns.prompt) == ("Reward", "Preference", "input")
+
+
+def test_prompts_that_lose_their_template_are_said(tmp_path: Path) -> None:
+    """chatml.intel and its like put a prompt of text into ChatML; a FineTune does so where rows have a system column."""
+    for kind, said in (("chatml.prompt_pairs", True), ("chatml.ultra", False), ("chatml.argilla_chat", False)):
+        told = warnings_of({**AXOLOTL_QLORA, "rl": "dpo", "datasets": [{"path": "a/b", "type": kind}]}, tmp_path)
+        assert any("is learned as it is, without the chat template" in one for one in told) == said
 
 
 def test_files_that_are_not_in_the_cluster_are_asked_for(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,7 +22,7 @@ from finetune_trainer.runspec import PrepareResult, RunSpec, Storage, TrainResul
 from finetune_trainer.sources import basemodel
 from finetune_trainer.storage.store import Store
 
-from .tiny import finetune_spec
+from .tiny import finetune_spec, make_tokenizer
 
 IGNORE = -100
 
@@ -378,6 +379,29 @@ def test_prepare_starts_without_torch_and_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("objective", ["SFT", "KTO"])
+def test_rows_are_read_and_written_without_pandas(tmp_path: Path, objective: str) -> None:
+    """pyarrow would import it for pa.array, which takes a second."""
+    make_tokenizer(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    rows = [{"prompt": "alpha", "completion": word, "label": word == "beta"} for word in ("beta", "gamma")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    code = (
+        "import sys; from finetune_trainer.command.cli import main; "
+        "code = main(sys.argv[1:]); print(code, {'torch', 'transformers', 'pandas'} & set(sys.modules))"
+    )
+    command = [
+        "check-data",
+        str(tmp_path / "rows.parquet"),
+        "--model",
+        str(tmp_path / "model"),
+        "--objective",
+        objective,
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 set()", done.stderr
 
 
 def test_sigterm_ends_prepare_at_once_even_while_it_waits_for_the_store(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ CONTENTS = {
     "json": json.dumps(TWO, indent=2).encode(),
     "json in one line": json.dumps(TWO).encode(),
     "csv": "text\none\ntvå\n".encode(),
+    "jsonl with the line ends of old Macs": '{"text": "one"}\r{"text": "två"}\r'.encode(),
+    "csv with the line ends of old Macs": "text\rone\rtvå\r".encode(),
+    "csv that begins with empty lines": "\n\ntext\none\ntvå\n".encode(),
+    "json with a comma after the last row": b'[{"text": "one"}, {"text": "tv\xc3\xa5"}, ]\n',
     "csv with quotes and windows line ends": 'text\r\n"one"\r\n"två"\r\n'.encode(),
 }
 
@@ -64,6 +68,9 @@ def test_rows_know_their_lines(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         (b'{"a": 1}\n{"a": }\n', "is not JSON (Expecting value at column 7)"),
+        (b'{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}\n', "cannot be read: 'c' is there twice in one object"),
+        (b'{"a": 1}\n{"a": "b\t"}\n', "is not JSON (Invalid control character at column 9)"),
+        (b'{"a": 1}\n{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is nested too deeply"),
         (b'{"a": 1}\n[1]\n', "is a JSON array, an object {...} is needed"),
         (
             b'{"a": "\\ud83d\\ude00"}\n{"a": ["\\ud83d"]}\n',
@@ -74,7 +81,7 @@ def test_rows_know_their_lines(tmp_path: Path) -> None:
             r"has the escape \ude00 without its other half: remove it, or write the character",
         ),
         (b'{"a": 1}\n{"a": "\xe5"}\n', "is not UTF-8 (byte 0xe5 at column 8): save the file as UTF-8"),
-        (b"a,b\n1,2\n1,2,3\n", "has 3 cells, the header has 2: quote cells that hold ','"),
+        (b"a,b\n1,2\n1,2,3\n", "has 3 cells, the CSV header has 2: quote cells that hold ','"),
     ],
 )
 def test_a_bad_row_carries_its_problem_and_the_others_are_read(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -90,6 +97,22 @@ def test_a_bad_row_carries_its_problem_and_the_others_are_read(tmp_path: Path, c
         (b"", "x is empty"),
         (b" \n", "x is empty"),
         (b"PK\x03\x04abc", "x is compressed as a zip archive: unpack it, or pack it with gzip"),
+        (b"\x04\x22\x4d\x18abc", "x is compressed as lz4: unpack it, or pack it with gzip"),
+        (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "x is packed with gzip twice: unpack it once"),
+        (
+            b"ARROW1\x00\x00",
+            "x is an Arrow file (feather, or save_to_disk of datasets): write it with to_parquet or to_json",
+        ),
+        (b"\xff\xff\xff\xff\x10", "x is an Arrow file (feather, or save_to_disk of datasets)"),
+        (b"PAREabc", "x is an encrypted parquet file: write it without encryption"),
+        (b"a.jsonl".ljust(257, b"\x00") + b"ustar", "x is a tar archive: unpack it into a folder"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "x is a Git LFS pointer, not the file: get the file with"),
+        (b"<!DOCTYPE html><html>", "x is a web page: the address is not that of the file itself"),
+        (
+            b'{\n "data": [\n',
+            "x:1: the object goes on over several lines: write one object per line (jq -c . does that)",
+        ),
+        (b'[{"a": 1, "a": 2}]', "x:1: cannot be read: 'a' is there twice in one object"),
         (b'\xff\xfe{\x00"\x00', "x is UTF-16: save it as UTF-8"),
         (b"\x00\x01\x02", "x is a binary file: datasets are jsonl, json, csv or parquet, each also .gz"),
         (b'[{"a": 1},\n{"a": 2}', "x:2: the array's closing ] is missing: upload the file again"),
@@ -112,6 +135,38 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes, m
         "Illegal trailing comma before end of object", "Expecting property name enclosed in double quotes"
     )
     assert caught.value.message.startswith((message, expected))
+
+
+def test_the_row_numbers_that_pandas_writes_are_a_column_like_any_other(tmp_path: Path) -> None:
+    assert [row.value for row in read_bytes(tmp_path, b",text\n0,one\n")] == [{"index": "0", "text": "one"}]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "x")
+    with pytest.raises(RunFailure, match="x: two columns have one name: text, text"):
+        list(read(DataFile(tmp_path / "x", "x")))
+
+
+def test_a_tool_call_in_parquet_has_its_own_arguments_only(tmp_path: Path) -> None:
+    """Arrow gives every object of a column the keys of all of them, with null in place of what was not there."""
+    calls = [{"name": "weather", "arguments": {"city": "Rome"}}, {"name": "clock", "arguments": {"zone": "CET"}}]
+    pq.write_table(pa.Table.from_pylist([{"tools": calls, "system": None}]), tmp_path / "made.parquet")
+    (row,) = read_bytes(tmp_path, (tmp_path / "made.parquet").read_bytes())
+    assert row.value == {"tools": calls, "system": None}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["one", "två"], pa.large_string()),
+        pa.array(["one", "två"], pa.string_view()),
+        pa.array(["one", "två"]).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_text_is_read_from_every_kind_of_parquet_column(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"text": column}), tmp_path / "made.parquet")
+    assert [row.value for row in read_bytes(tmp_path, (tmp_path / "made.parquet").read_bytes())] == TWO
 
 
 def test_a_gzip_bomb_is_refused_before_it_fills_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,17 @@ def test_a_plain_completion_is_learned_with_its_end(tmp_path: Path, kind: str) -
     assert [text.strip() for text in learned(tokenizer, tokens)] == ["three four</s>"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_begin_and_end_that_a_text_has_written_out_are_not_doubled(tmp_path: Path, kind: str) -> None:
+    """As guanaco-llama2 and the like are written: <s>[INST] ... [/INST] ... </s>."""
+    tokenizer = load(tmp_path, KINDS[kind]())
+    ids = encode(tokenizer, Text("<s>[INST] one [/INST] two</s>")).input_ids.tolist()
+    assert (ids.count(1), ids.count(2)) == (1, 1)
+    assert (ids[0], ids[-1]) == (1, 2)
+    answer = encode(tokenizer, Pair("one two", " three</s>"))
+    assert [text.strip() for text in learned(tokenizer, answer)] == ["three</s>"]
+
+
 def test_an_answer_that_the_template_never_ends_is_ended(tmp_path: Path) -> None:
     tokenizer = load(tmp_path, byte_level(), templates.ENDLESS)
     assert learned(tokenizer, encode(tokenizer, TALK))[-1].strip() == "six, naturally</s>"

@@ -358,7 +358,8 @@ def _csv(lines: _Lines, name: str) -> Iterator[Row]:
             header[0] = "index"  # pandas' to_csv writes row numbers without a name
         if len(set(header)) != len(header) or not all(header):
             raise RunFailure(
-                INVALID_DATASET, f"{name}:{reader.line_num}: the header needs one distinct name per column, found {header}"
+                INVALID_DATASET,
+                f"{name}:{reader.line_num}: the header needs one distinct name per column, found {header}",
             )
         start = reader.line_num + 1
         for cells in reader:
