@@ -145,7 +145,7 @@ def attempt(
             use_gradient_checkpointing(base, spec, plan.checkpointing)
 
         first = batches(rows, plan.micro_batch, layout, device)
-        model, initial = initialize(base, spec, plan.steps, inputs.model(), first, snapshot)
+        model, initial = initialize(base, spec, plan.steps, inputs.model(), first, snapshot, shards)
         splits = {"train": (rows, rows_used(plan, spec.training.seed))}
         if held_out:
             splits["evaluation"] = (held_out, list(range(len(held_out))))

@@ -47,7 +47,8 @@ class Setup:
         make, count = {"SFT": (make_rows, 24), "KTO": (make_judged, 6)}.get(kind, (make_pairs, 6))
         dataset = write_dataset(folder / "data", make(count), make(5, seed=1))
         self.rows, self.held_out = (Rows(dataset, split, folder / "scratch") for split in ("train", "evaluation"))
-        base = load_base_model(model, spec, FP32, CPU, Shards(world, CPU) if shared else None)
+        shards = Shards(world, CPU) if shared else None
+        base = load_base_model(model, spec, FP32, CPU, shards)
         if virtual_tokens(spec) or kind == "Reward":
             layout = "padded"
         if layout == "flat":
@@ -55,7 +56,7 @@ class Setup:
             base.set_attn_implementation(NAME)
         self.objective = make_objective(spec, layout, CPU, FP32)
         first = batches(self.rows, 4, layout, CPU) if kind == "SFT" else iter(())
-        self.model, self.initial = initialize(base, spec, steps, model, first, snapshot)
+        self.model, self.initial = initialize(base, spec, steps, model, first, snapshot, shards)
         splits = {"train": self.rows, "evaluation": self.held_out}
         used = {split: (rows, list(range(len(rows)))) for split, rows in splits.items()}
         self.reference = set_references(

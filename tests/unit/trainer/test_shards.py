@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.methods.initialization import initialize
+from finetune_trainer.data.batches import Batch
+from finetune_trainer.methods.initialization import Tensors, as_base, initialize, is_rebased
+from finetune_trainer.training.checkpoint import Snapshot, State
 from finetune_trainer.training.distributed import World
 from finetune_trainer.training.precision import choose_precision
 from finetune_trainer.training.quantization import load_base_model
@@ -24,6 +26,7 @@ from .tiny import finetune_spec, make_llama
 pytestmark = pytest.mark.timeout(300)
 
 CPU = torch.device("cpu")
+HERE = "tests.unit.trainer.test_shards"
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 WAYS: dict[str, tuple[dict[str, Any], str]] = {
     "LoRA": ({"type": "LoRA", "lora": LORA}, "FP32"),
@@ -36,6 +39,28 @@ WAYS: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "LoRA", "lora": LORA | {"targetModules": ["lm_head", "embed_tokens", "down_proj"]}},
         "FP32",
     ),
+    "DoRA": ({"type": "LoRA", "lora": LORA | {"useDora": True}}, "BF16"),
+    "DoRA in NF4": ({"type": "QLoRA", "lora": LORA | {"useDora": True}}, "BF16"),
+    "DoRA of head and embedding": (
+        {"type": "LoRA", "lora": LORA | {"useDora": True, "targetModules": ["lm_head", "embed_tokens", "down_proj"]}},
+        "FP32",
+    ),
+    "trained whole": (
+        {"type": "LoRA", "lora": LORA | {"targetModules": ["q_proj"], "modulesToSave": ["lm_head", "up_proj"]}},
+        "FP32",
+    ),
+    "trained whole beside NF4": (
+        {"type": "QLoRA", "lora": LORA | {"modulesToSave": ["lm_head", "embed_tokens"]}},
+        "BF16",
+    ),
+    "trained whole beside INT8": (
+        {"type": "LoRA", "lora": LORA | {"modulesToSave": ["embed_tokens"]}, "quantization": {"type": "INT8"}},
+        "FP32",
+    ),
+    "PiSSA": ({"type": "LoRA", "lora": LORA | {"initialization": "PiSSA"}}, "BF16"),
+    "OLoRA": ({"type": "LoRA", "lora": LORA | {"initialization": "OLoRA"}}, "FP32"),
+    "EVA": ({"type": "QLoRA", "lora": LORA | {"initialization": "EVA", "useDora": True}}, "FP32"),
+    "LoftQ": ({"type": "QLoRA", "lora": LORA | {"initialization": "LoftQ"}}, "BF16"),
     "AdaLoRA": ({"type": "AdaLoRA"}, "FP32"),
     "IA3": ({"type": "IA3"}, "FP32"),
     "PromptTuning": ({"type": "PromptTuning", "virtualTokens": {"count": 3}}, "FP32"),
@@ -48,20 +73,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("llama"), layers=4)
 
 
+TIED = ("NF4", "head and embedding", "DoRA of head and embedding", "trained whole beside NF4", "PromptTuning")
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_losses_gradients_and_logits_are_those_of_the_whole_model(tied: bool, tmp_path: Path) -> None:
     model = make_llama(tmp_path / "llama", layers=4, tie_word_embeddings=tied)
-    with Pods(2, tmp_path / "two", "tests.unit.trainer.test_shards:compare", str(model), str(tmp_path)) as pods:
+    ways = TIED if tied else tuple(WAYS)
+    with Pods(2, tmp_path / "two", f"{HERE}:compare", str(model), str(tmp_path), ways) as pods:
         assert pods.wait() == [0, 0], pods.logs()
     for rank in (0, 1):
         found = json.loads((tmp_path / f"found-{rank}.json").read_text())
-        assert found == {way: {"loss": True, "gradients": True, "logits": True} for way in WAYS}
+        same = dict.fromkeys(("loss", "gradients", "logits", "base logits", "resumed base logits", "put away"), True)
+        assert found == dict.fromkeys(ways, same)
 
 
 def test_each_process_holds_about_half_of_the_bytes_and_never_more_than_a_block_besides(
     model: Path, tmp_path: Path
 ) -> None:
-    with Pods(2, tmp_path / "two", "tests.unit.trainer.test_shards:weigh", str(model), str(tmp_path)) as pods:
+    with Pods(2, tmp_path / "two", f"{HERE}:weigh", str(model), str(tmp_path)) as pods:
         assert pods.wait() == [0, 0], pods.logs()
     for rank in (0, 1):
         for kind, (whole, here, most_while_loading, largest) in json.loads(
@@ -72,7 +102,7 @@ def test_each_process_holds_about_half_of_the_bytes_and_never_more_than_a_block_
 
 
 def test_others_follow_what_the_first_process_does_alone(model: Path, tmp_path: Path) -> None:
-    with Pods(2, tmp_path / "two", "tests.unit.trainer.test_shards:lead", str(model), str(tmp_path)) as pods:
+    with Pods(2, tmp_path / "two", f"{HERE}:lead", str(model), str(tmp_path)) as pods:
         assert pods.wait() == [0, 0], pods.logs()
     whole, shared = json.loads((tmp_path / "found-0.json").read_text())
     assert whole == shared
@@ -95,11 +125,12 @@ def test_every_family_says_what_its_blocks_are(kind: str) -> None:
 # ---- what the processes do -------------------------------------------------------------------------------------------
 
 
-def compare(model: str, folder: str) -> int:
+def compare(model: str, folder: str, ways: tuple[str, ...]) -> int:
     """Two steps with an evaluation between them, whole and shared out."""
     found = {}
     with together() as world:
-        for name, (method, precision) in WAYS.items():
+        for name in ways:
+            method, precision = WAYS[name]
             spec = finetune_spec(method=method, training={"precision": precision})
             whole, shared = (two_steps(Path(model), spec, shards) for shards in (None, Shards(world, CPU)))
             found[name] = {what: torch.equal(whole[what], shared[what]) for what in whole}
@@ -108,7 +139,7 @@ def compare(model: str, folder: str) -> int:
 
 
 def two_steps(folder: Path, spec: Any, shards: Shards | None) -> dict[str, torch.Tensor]:
-    model = wrapped(folder, spec, shards)
+    model, initial = adapted(folder, spec, shards)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.no_grad():
         for parameter in parameters:
@@ -129,7 +160,21 @@ def two_steps(folder: Path, spec: Any, shards: Shards | None) -> dict[str, torch
             logits = model(input_ids=ids, use_cache=False).logits
     gradients = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     assert gradients.any() and torch.isfinite(gradients).all()
-    return {"loss": torch.stack(losses), "gradients": gradients, "logits": logits}
+    with torch.no_grad(), autocast:
+        with as_base(model, initial):
+            base_logits = model(input_ids=ids, use_cache=False).logits
+        again = base_logits
+        if is_rebased(spec):
+            snapshot = Snapshot(State(), {"initial": initial})
+            resumed, _ = adapted(folder, spec, Shards(shards.world, CPU) if shards else None, snapshot)
+            with as_base(resumed.eval(), initial):
+                again = resumed(input_ids=ids, use_cache=False).logits
+    pieces = [piece for unit in (shards.units if shards else ()) for piece in unit.pieces]
+    put_away = torch.tensor(all(piece.here().untyped_storage().nbytes() <= 8 for piece in pieces))
+    return {
+        "loss": torch.stack(losses), "gradients": gradients, "logits": logits, "base logits": base_logits,
+        "resumed base logits": again, "put away": put_away,
+    }  # fmt: skip
 
 
 def weigh(model: str, folder: str) -> int:
@@ -208,5 +253,14 @@ def load(folder: Path, spec: Any, shards: Shards | None) -> Any:
 
 def wrapped(folder: Path, spec: Any, shards: Shards | None) -> Any:
     """The base model with a fresh adapter."""
-    model, _ = initialize(load(folder, spec, shards), spec, 8, folder, iter(()), None)
-    return model
+    return adapted(folder, spec, shards)[0]
+
+
+def adapted(folder: Path, spec: Any, shards: Shards | None, snapshot: Snapshot | None = None) -> tuple[Any, Tensors]:
+    """The base model with an adapter, fresh or of a run that goes on, and its start."""
+    return initialize(load(folder, spec, shards), spec, 8, folder, iter([text()]), snapshot, shards)
+
+
+def text() -> Batch:
+    ids = torch.arange(10, 74)[None]
+    return Batch(ids, torch.arange(64)[None], ids.roll(-1, 1), None, (64,), 64, 64)

@@ -9,6 +9,7 @@ from finetune_trainer.memory.verdict import placed, verdict
 from finetune_trainer.methods.combinations import SHARING_RULES
 
 from .test_estimate import ATTENTION, shape, spec
+from .tiny import finetune_spec
 
 
 def test_a_70b_model_does_not_fit_a_24_gb_gpu_whatever_people_say() -> None:
@@ -97,19 +98,13 @@ def test_shards_are_a_part_of_the_weights_and_what_is_gathered() -> None:
 
 
 REFUSED: list[dict[str, Any]] = [
-    {"method": {"type": "LoRA", "lora": {"initialization": "PiSSA"}}},
-    {"method": {"type": "LoRA", "lora": {"initialization": "EVA"}}},
-    {"method": {"type": "LoRA", "lora": {"useDora": True}}},
-    {"method": {"type": "LoRA", "lora": {"modulesToSave": ["lm_head"]}}},
     {"method": {"type": "PrefixTuning"}},
     {"training": {"gradientCheckpointing": "Disabled"}},
 ]
 
 
 @pytest.mark.parametrize("parts", REFUSED)
-def test_what_reads_base_weights_beside_the_blocks_is_never_shared_out(parts: dict[str, Any]) -> None:
-    from .tiny import finetune_spec
-
+def test_what_cannot_compute_a_block_twice_is_never_shared_out(parts: dict[str, Any]) -> None:
     base = {"resources": {"gpus": 2, "gpuMemory": "12Gi"}, "training": {"precision": "BF16", "batchSize": 8}}
     asked = finetune_spec(**{**base, **parts, "training": base["training"] | parts.get("training", {})})
     work = Workload(asked, 512)
@@ -117,6 +112,29 @@ def test_what_reads_base_weights_beside_the_blocks_is_never_shared_out(parts: di
     found = verdict(shape("Llama-3.1-8B"), work)
     assert found.verdict == "DoesNotFit"
     assert "the GPUs cannot share the base model: " in found.message
+
+
+SHARED: list[dict[str, Any]] = [
+    *({"type": "LoRA", "lora": {"initialization": start}} for start in ("PiSSA", "OLoRA", "EVA")),
+    {"type": "LoRA", "lora": {"useDora": True}},
+    {"type": "LoRA", "lora": {"modulesToSave": ["up_proj"], "layersToTransform": [0], "targetModules": ["q_proj"]}},
+    {"type": "QLoRA", "lora": {"initialization": "LoftQ"}},
+    {"type": "QLoRA", "lora": {"useDora": True}},
+]
+
+
+@pytest.mark.parametrize("method", SHARED)
+def test_what_reads_base_weights_for_its_start_is_shared_out_too(method: dict[str, Any]) -> None:
+    asked = spec().model_copy(update={"method": finetune_spec(method=method).method})
+    whole, half = (
+        estimate(shape("Llama-3.1-8B"), Workload(asked, 512, shards=shards), 1, True).expected for shards in (1, 2)
+    )
+    between = (whole + half) / 2
+    asked = asked.model_copy(
+        update={"resources": asked.resources.model_copy(update={"gpus": 2, "gpu_memory": str(int(between))})}
+    )
+    assert half < whole
+    assert placed(shape("Llama-3.1-8B"), Workload(asked, 512), between).shards == 2
 
 
 def test_every_sharing_rule_names_a_field_and_a_way_out() -> None:

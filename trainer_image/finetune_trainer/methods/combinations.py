@@ -107,17 +107,8 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
-# What reads or copies base weights outside a block's own pass, where a shared-out model has none.
+# What a shared-out model cannot do: its blocks are gathered for their backward pass and computed again in it.
 SHARING_RULES: tuple[Rule, ...] = (
-    Rule(
-        lambda s: _initialization(s) not in ("Default", "Gaussian"),
-        "method.lora.initialization: this start is computed from the base weights; use Default or Gaussian",
-    ),
-    Rule(_lora_option("use_dora"), "method.lora.useDora: DoRA starts from the norms of the base weights; use rsLoRA"),
-    Rule(
-        _lora_option("modules_to_save"),
-        "method.lora.modulesToSave: it trains a copy of base weights; use targetModules alone",
-    ),
     Rule(
         lambda s: not can_checkpoint(s),
         "method.type: PrefixTuning cannot compute a block twice, as shared-out blocks are; use LoRA or QLoRA",

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from finetune_trainer.methods.dropout import lighten
 from finetune_trainer.training.attention import packed
 from finetune_trainer.training.checkpoint import Snapshot
 from finetune_trainer.training.quantization import was_transposed
+from finetune_trainer.training.shards import Shards
 from finetune_trainer.training.startup import bitsandbytes_if_loaded
 
 if TYPE_CHECKING:
@@ -46,28 +47,31 @@ def initialize(
     folder: Path,
     batches: Iterator[Batch],
     snapshot: Snapshot | None,
+    shards: Shards | None = None,
 ) -> tuple["PeftModel", Tensors]:
     """The base model wrapped with a fresh adapter, and the start of what no longer is the base model's when the adapter
     is switched off.
 
-    A run that goes on from a snapshot takes that start from it, and skips what would be overwritten.
+    A run that goes on from a snapshot takes that start from it, and skips what would be overwritten. `shards`: of a base
+    model that is shared out.
     """
     torch.manual_seed(spec.training.seed)  # the same start in every process and attempt
     config: Any = peft_config(spec, steps, model)
     start = spec.method.lora.initialization if spec.method.type in LORA_METHODS else "Default"
     if snapshot and (is_rebased(spec) or start == "EVA"):
         config.init_lora_weights = True
-    wrapped = _wrap(model, config, spec)
-    keep_trainables_exact(wrapped)
-    lighten(wrapped)
-    if snapshot:
-        initial = snapshot.tensors.get("initial", {})
-        if is_rebased(spec):
-            take_out_of_base(wrapped, initial)
-        return wrapped, initial
-    if start == "LoftQ":
-        start_from_quantization_error(wrapped, folder)
-    elif start == "EVA":
+    with shards.adapting(model) if shards else nullcontext():
+        wrapped = _wrap(model, config, spec)
+        keep_trainables_exact(wrapped)
+        lighten(wrapped)
+        if snapshot:
+            initial = snapshot.tensors.get("initial", {})
+            if is_rebased(spec):
+                take_out_of_base(wrapped, initial)
+            return wrapped, initial
+        if start == "LoftQ":
+            start_from_quantization_error(wrapped, folder)
+    if start == "EVA":
         start_from_data(wrapped, batches)
     elif spec.method.type == "PromptTuning" and spec.method.virtual_tokens.init_text:
         start_from_text(wrapped, _token_ids(folder, spec.method.virtual_tokens.init_text))
@@ -111,16 +115,19 @@ def _token_ids(folder: Path, text: str) -> list[int]:
 
 def take_out_of_base(model: "PeftModel", initial: Tensors) -> None:
     """On resume: W - scaling * B0 A0, with the very A0 and B0 of the first attempt; another node's SVD may differ."""
+    from peft.utils import integrations
+
     for name, layer in model.named_modules():
         start_a, start_b = (initial.get(f"{name}.lora_{half}.default.weight") for half in "AB")
         if start_a is None or start_b is None:
             continue
         weight = layer.get_base_layer().weight
         flipped = bool(getattr(layer, "fan_in_fan_out", False))
-        exact = weight.data.float().T if flipped else weight.data.float()
         start_a, start_b = start_a.to(weight.device), start_b.to(weight.device)
-        exact = exact - layer.scaling["default"] * start_b @ start_a
-        weight.data = (exact.T if flipped else exact).to(weight.dtype)
+        with integrations.gather_params_ctx(weight):
+            exact = weight.data.float().T if flipped else weight.data.float()
+            exact = exact - layer.scaling["default"] * start_b @ start_a
+            weight.data = (exact.T if flipped else exact).to(weight.dtype)
 
 
 @contextmanager
@@ -160,13 +167,15 @@ def start_from_quantization_error(model: "PeftModel", folder: Path) -> None:
     """LoftQ for a 4-bit base: A and B become the best low-rank fit of what quantization lost."""
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
+    from peft.utils import integrations
 
     weights = _Weights(folder)
     for name, layer in model.named_modules():
         if not hasattr(layer, "lora_A") or not isinstance(getattr(layer, "base_layer", None), Linear4bit):
             continue
         stored = layer.base_layer.weight
-        quantized = dequantize_4bit(stored.data, stored.quant_state).float()
+        with integrations.gather_params_ctx(stored):
+            quantized = dequantize_4bit(stored.data, stored.quant_state).float()
         exact = weights.read(name.removeprefix("base_model.model.") + ".weight").to(quantized.device).float()
         if was_transposed(layer.base_layer):
             exact = exact.T

@@ -12,18 +12,16 @@ comes and goes.
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import CheckpointFunction
 
 from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.training.distributed import World
+from finetune_trainer.training.recompute import gathered, recomputed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +46,18 @@ class Piece:
 
     def put(self, tensor: torch.Tensor) -> None:
         for owner, name in self.places:
-            setattr(owner, name, tensor)
+            held = getattr(owner, name)
+            if isinstance(
+                held, torch.nn.Parameter
+            ):  # perhaps another one than before: PEFT makes new ones of 4-bit ones
+                held.data = tensor
+            else:
+                setattr(owner, name, tensor)
+
+    def here(self) -> torch.Tensor:
+        owner, name = self.places[0]
+        tensor: torch.Tensor = getattr(owner, name).detach()
+        return tensor
 
 
 class Unit:
@@ -58,20 +67,14 @@ class Unit:
         """Keep this process's part of the module's matrices and let go of the rest."""
         self.shards, self.number, self.pieces, self._users = shards, number, list[Piece](), 0
         world, start = shards.world, 0
-        found = list(_matrices(module))
-        for tensor, places in found:
+        for tensor, places in _matrices(module):
             size = tensor.numel() * tensor.element_size()
             self.pieces.append(Piece(places, tensor.shape, tensor.dtype, start, size))
             start += -(-size // ALIGNMENT) * ALIGNMENT
         share = -(-start // (world.size * ALIGNMENT)) * ALIGNMENT
         self.shard = torch.zeros(share, dtype=torch.uint8, device=shards.device)
-        first = share * world.rank
-        for (tensor, _), piece in zip(found, self.pieces, strict=True):
-            low, high = max(first, piece.start), min(first + share, piece.start + piece.size)
-            if low < high:
-                flat = tensor.detach().reshape(-1).view(torch.uint8)
-                self.shard[low - first : high - first].copy_(flat[low - piece.start : high - piece.start])
         self.bytes = start
+        self._keep_own_part()
         self._put_away()
 
     @contextmanager
@@ -90,10 +93,26 @@ class Unit:
             if not self._users:
                 self._put_away()
 
+    @contextmanager
+    def changed(self) -> Iterator[None]:
+        """Within it the module has its weights, and what becomes of them is kept. All do the same to them."""
+        with self.gathered():
+            yield
+            self._keep_own_part()
+
     def collect(self) -> "Collection":
         """Begin to bring all processes' parts together in each of them."""
         whole = torch.empty(len(self.shard) * self.shards.world.size, dtype=torch.uint8, device=self.shard.device)
         return Collection(self, whole, torch.distributed.all_gather_single(whole, self.shard, async_op=True))
+
+    def _keep_own_part(self) -> None:
+        share = len(self.shard)
+        first = share * self.shards.world.rank
+        for piece in self.pieces:
+            low, high = max(first, piece.start), min(first + share, piece.start + piece.size)
+            if low < high:
+                flat = piece.here().reshape(-1).view(torch.uint8)
+                self.shard[low - first : high - first].copy_(flat[low - piece.start : high - piece.start])
 
     def _put_away(self) -> None:
         """Shapes, types and devices stay to be seen; who computes with what is not there gets no number."""
@@ -178,13 +197,61 @@ class Shards:
         blocks = blocks_of(model)
         for part in parts_of(model).values():
             unit, forward = self.take(part), part.forward
-            part.forward = _recomputed(unit, forward) if part in blocks else _gathered(unit, forward)
+            part.forward = recomputed(unit, forward) if part in blocks else gathered(unit, forward)
         self._blocks = [self.take(block) for block in blocks]
         whole, here = sum(unit.bytes for unit in self.units), sum(len(unit.shard) for unit in self.units)
         log.info(
             "base model: shared out over %d processes, %.1f of %.1f MB of its matrices here; blocks are computed twice",
             self.world.size, here / 1e6, whole / 1e6,
         )  # fmt: skip
+
+    @contextmanager
+    def adapting(self, model: "PreTrainedModel") -> Iterator[None]:
+        """Within it PEFT wraps the model: it gets whole weights where it reads or changes them, one part at a time.
+
+        PEFT marks most of those places for DeepSpeed's ZeRO stage 3 (gather_params_ctx); the other is the copy of what
+        is trained whole. All processes do the same, in the same order.
+        """
+        from peft.tuners.lora import dora, layer
+        from peft.utils import integrations
+        from peft.utils.other import ModulesToSaveWrapper
+
+        here = ExitStack()  # the part that was needed last
+        open_now: list[Unit] = []
+
+        def bring(parameters: Iterable[torch.nn.Parameter]) -> None:
+            units = {self._by_parameter[id(p)] for p in parameters if id(p) in self._by_parameter}
+            if units - set(open_now):
+                here.close()
+                open_now[:] = units
+                for unit in sorted(units, key=lambda unit: unit.number):
+                    here.enter_context(unit.changed())
+
+        @contextmanager
+        def gather(parameters: torch.nn.Parameter | Iterable[torch.nn.Parameter], *_: Any) -> Iterator[None]:
+            bring([parameters] if isinstance(parameters, torch.nn.Parameter) else parameters)
+            yield
+
+        def update(wrapper: Any, name: str, *rest: Any, **options: Any) -> None:
+            bring(wrapper.original_module.parameters())
+            copy_original(wrapper, name, *rest, **options)
+            vars(wrapper.modules_to_save[name]).pop("forward", None)  # its weights stay here
+
+        gather_zero, copy_original = integrations.gather_params_ctx, ModulesToSaveWrapper.update
+        for module in (integrations, layer, dora):
+            module.gather_params_ctx = gather  # type: ignore[attr-defined]
+        ModulesToSaveWrapper.update = update  # type: ignore[method-assign]
+        try:
+            with here:
+                yield
+        finally:
+            for module in (integrations, layer, dora):
+                module.gather_params_ctx = gather_zero  # type: ignore[attr-defined]
+            ModulesToSaveWrapper.update = copy_original  # type: ignore[method-assign]
+        for wrapper in model.modules():
+            unit = self._by_module.get(id(getattr(wrapper, "base_layer", None)))
+            if unit is not None:  # DoRA of an embedding or head reads weights beside that layer's own pass
+                wrapper.forward = gathered(unit, wrapper.forward)
 
     # ---- computing ---------------------------------------------------------------------------------------------------
 
@@ -258,74 +325,14 @@ def blocks_of(model: "PreTrainedModel") -> list[torch.nn.Module]:
 def _matrices(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, tuple[Place, ...]]]:
     """Each large tensor and what refers to it. Vectors stay whole: they are small, and biases may be trained."""
     for part in module.modules():
-        for parameter in part.parameters(recurse=False):
+        for name, parameter in part.named_parameters(recurse=False):
             state: Any = getattr(parameter, "quant_state", None)
             if parameter.dim() < 2:
                 continue
             if getattr(parameter, "CB", None) is not None:
                 part.init_8bit_state()  # type: ignore[operator]  # what the first forward pass does
-                yield parameter.data, ((parameter, "data"), (part.state, "CB"))
+                yield parameter.data, ((part, name), (part.state, "CB"))
                 continue
-            yield parameter.data, ((parameter, "data"),)
+            yield parameter.data, ((part, name),)
             if state is not None:
                 yield state.absmax, ((state, "absmax"),)
-
-
-def _gathered(unit: Unit, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """What autograd keeps of an output head's weights until its backward, which comes next, are views of them."""
-
-    @wraps(forward)
-    def gathered(*args: Any, **kwargs: Any) -> Any:
-        with unit.gathered():
-            return forward(*args, **kwargs)
-
-    return gathered
-
-
-def _recomputed(unit: Unit, forward: Callable[..., Any]) -> Callable[..., Any]:
-    gathered = _gathered(unit, forward)
-
-    @wraps(forward)
-    def recomputed(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return gathered(*args, **kwargs)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        learning = [at for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-        tensors = [leaves[at] for at in learning]
-        call = _Call(
-            unit, gathered, [None if at in learning else leaf for at, leaf in enumerate(leaves)], spec, learning
-        )
-        # The first block's input does not learn, but its adapter does.
-        learns = torch.empty(0, device=unit.shard.device, requires_grad=True)
-        return _Recomputed.apply(call, True, learns, *tensors)  # type: ignore[no-untyped-call]
-
-    return recomputed
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A block's forward pass, to be done with other tensors in the places of those that learn."""
-
-    unit: Unit
-    forward: Callable[..., Any]
-    leaves: list[Any]
-    spec: pytree.TreeSpec
-    learning: list[int]
-
-    def __call__(self, _: torch.Tensor, *tensors: torch.Tensor) -> Any:
-        leaves = list(self.leaves)
-        for at, tensor in zip(self.learning, tensors, strict=True):
-            leaves[at] = tensor
-        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
-        return self.forward(*args, **kwargs)
-
-
-class _Recomputed(CheckpointFunction):
-    """Computes a block again in its backward pass, and keeps the weights until that is through: quantized layers read
-    them there, past what autograd saves. (Without reentrance bitsandbytes would keep those of the first pass alive.)
-    """
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        with ctx.run_function.unit.gathered():
-            return CheckpointFunction.backward(ctx, *gradients)
