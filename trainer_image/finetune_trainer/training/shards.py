@@ -237,17 +237,18 @@ class Shards:
             copy_original(wrapper, name, *rest, **options)
             vars(wrapper.modules_to_save[name]).pop("forward", None)  # its weights stay here
 
-        gather_zero, copy_original = integrations.gather_params_ctx, ModulesToSaveWrapper.update
+        whole: Any = ModulesToSaveWrapper
+        gather_zero, copy_original = integrations.gather_params_ctx, whole.update
         for module in (integrations, layer, dora):
             module.gather_params_ctx = gather  # type: ignore[attr-defined]
-        ModulesToSaveWrapper.update = update  # type: ignore[method-assign]
+        whole.update = update
         try:
             with here:
                 yield
         finally:
             for module in (integrations, layer, dora):
                 module.gather_params_ctx = gather_zero  # type: ignore[attr-defined]
-            ModulesToSaveWrapper.update = copy_original  # type: ignore[method-assign]
+            whole.update = copy_original
         for wrapper in model.modules():
             unit = self._by_module.get(id(getattr(wrapper, "base_layer", None)))
             if unit is not None:  # DoRA of an embedding or head reads weights beside that layer's own pass
