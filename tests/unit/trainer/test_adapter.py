@@ -1,6 +1,7 @@
 """The adapter's files: the same on every machine, plain LoRA whatever it started from, never empty or broken."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -55,21 +56,31 @@ def test_an_adapter_that_is_not_finite_is_refused() -> None:
         refuse_broken({"x.lora_B.weight": torch.tensor([1.0, float("nan")])}, {})
 
 
-def test_the_model_card_has_metadata_that_a_hub_accepts() -> None:
+OBJECTIVES = {"SFT": "text-generation", "DPO": "text-generation", "Reward": "text-classification"}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_model_card_has_metadata_that_a_hub_accepts(objective: str) -> None:
     run = a_run(
         baseModel={"huggingFace": {"repo": "meta-llama/Llama-3.1-8B"}, "s3": None},
-        dataset={"train": {"huggingFace": {"repo": "databricks/databricks-dolly-15k"}}},
+        dataset={"train": {"huggingFace": {"repo": "acme/rows"}}, "evaluation": {"fraction": 0.1}},
+        objective={"type": objective},
     )
-    evaluation = EvaluationStatus(base={"loss": 2.0}, adapter={"loss": 1.0}, passed=True)
+    measured = {"loss": 1.0, "perplexity": math.inf, "hellaswag/acc_norm": 0.61}
+    evaluation = EvaluationStatus(base={"loss": 2.0}, adapter=measured, passed=True)
     card = model_card(run, {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}, 1234, evaluation, "llama3.1")
     from huggingface_hub import ModelCard
 
-    metadata = ModelCard(card).data  # raises what the hub's own validation would
+    metadata = ModelCard(card, ignore_metadata_errors=False).data  # raises what the hub's own validation would
     assert metadata.base_model == "meta-llama/Llama-3.1-8B"
     assert metadata.library_name == "peft"
-    assert metadata.pipeline_tag == "text-generation"
-    assert metadata.datasets == ["databricks/databricks-dolly-15k"]
+    assert metadata.pipeline_tag == OBJECTIVES[objective]
+    assert metadata.datasets == ["acme/rows"]
     assert metadata.license == "llama3.1"
+    assert metadata.model_name == run.name
+    assert [
+        (one.task_type, one.dataset_type, one.metric_type, one.metric_value) for one in metadata.eval_results or []
+    ] == [(OBJECTIVES[objective], "acme/rows", "loss", 1.0), (OBJECTIVES[objective], "hellaswag", "acc_norm", 0.61)]
     assert "| loss | 2.0000 | 1.0000 |" in card
 
 

@@ -1,6 +1,7 @@
 """README.md of an adapter or a merged model: the metadata that a hub reads, what it was made from, how good it is, how to load it."""
 
 import json
+import math
 from typing import Any
 
 from finetune_operator.api.finetune import FineTuneSpec
@@ -97,7 +98,20 @@ def _card(
     language: str = "python",
 ) -> str:
     rows = [f"| {name} | {value} |" for name, value in facts if value]
-    lines = ["---", *metadata, "---", "", f"# {run.name}", "", summary, "", "| | |", "|---|---|", *rows]
+    lines = [
+        "---",
+        *metadata,
+        *_model_index(run, evaluation),
+        "---",
+        "",
+        f"# {run.name}",
+        "",
+        summary,
+        "",
+        "| | |",
+        "|---|---|",
+        *rows,
+    ]
     return "\n".join([*lines, *_evaluation(evaluation), "", "## Use", "", f"```{language}", *use, "```", ""])
 
 
@@ -131,10 +145,43 @@ def _metadata(run: RunSpec, library: str, relation: str) -> list[str]:
         *([f"base_model: {json.dumps(hub.repo)}", f"base_model_relation: {relation}"] if hub else []),
         *(["datasets:", f"- {json.dumps(data.repo)}"] if data else []),
         f"library_name: {library}",
-        f"pipeline_tag: {'text-classification' if spec.objective.type == 'Reward' else 'text-generation'}",
+        f"pipeline_tag: {_task(run)}",
         "tags:",
         *(f"- {tag}" for tag in ("finetune-operator", spec.method.type.lower(), spec.objective.type.lower())),
     ]
+
+
+def _model_index(run: RunSpec, evaluation: EvaluationStatus) -> list[str]:
+    """The adapter's measurements in the form that hubs show and search, one result per data set."""
+    measured = {name: value for name, value in evaluation.adapter.items() if math.isfinite(value)}
+    if not measured:
+        return []
+    results: dict[str, list[tuple[str, float]]] = {}
+    for name, value in measured.items():
+        task, _, metric = name.rpartition("/")
+        results.setdefault(task, []).append((metric, value))
+    lines = ["model-index:", f"- name: {json.dumps(run.name)}", "  results:"]
+    for task, metrics in results.items():
+        data = {"name": task or "held-out rows", "type": task or _data_type(run)}
+        lines += [
+            f"  - task: {{type: {_task(run)}}}",
+            f"    dataset: {json.dumps(data)}",
+            "    metrics:",
+            *(f"    - {json.dumps({'type': metric, 'value': round(value, 6)})}" for metric, value in metrics),
+        ]
+    return lines
+
+
+def _data_type(run: RunSpec) -> str:
+    """The hub's name of the data set that rows were held out from, where it has one."""
+    data = run.spec.dataset
+    given = data.evaluation.hugging_face if data.evaluation else None
+    source = given or (data.train.hugging_face if data.evaluation and data.evaluation.fraction else None)
+    return source.repo if source else "private"
+
+
+def _task(run: RunSpec) -> str:
+    return "text-classification" if run.spec.objective.type == "Reward" else "text-generation"
 
 
 def _evaluation(evaluation: EvaluationStatus) -> list[str]:
