@@ -41,6 +41,8 @@ def mount_refusal(config: Mapping[str, Any]) -> str:
     found = [
         *(["modules_to_save"] if config.get("modules_to_save") else []),
         *(["trainable_token_indices"] if config.get("trainable_token_indices") else []),
+        # experts as stacked tensors: vLLM reads them the other way round, or not at all (vllm-project/vllm#52194)
+        *(["experts (target_parameters)"] if config.get("target_parameters") else []),
         *(["use_dora"] if config.get("use_dora") else []),
         *([f"bias {config['bias']}"] if config.get("bias", "none") != "none" else []),
         *(

@@ -14,6 +14,7 @@ from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.memory.architecture import HEAD, Architecture, Config
 from finetune_trainer.memory.trainable import fits, ia3_modules, lora_targets, rank_of, whole_modules
 from finetune_trainer.methods.combinations import LORA_METHODS, virtual_tokens
+from finetune_trainer.methods.experts import expert_refusals
 
 # These take both matrices out of a decomposition, which has no more parts than the smaller side of a layer.
 DECOMPOSED = frozenset({"PiSSA", "OLoRA", "LoftQ", "EVA"})
@@ -22,6 +23,8 @@ DECOMPOSED = frozenset({"PiSSA", "OLoRA", "LoftQ", "EVA"})
 def refuse_unsuitable(shape: Architecture | None, spec: FineTuneSpec, config: Config, row_tokens: int = 0) -> None:
     """UnsupportedCombination with everything that is wrong. `row_tokens`: of the longest row, 0 when not known yet."""
     found = list(_unknown_model(spec, config) if shape is None else _unsuitable(shape, spec, config, row_tokens))
+    if spec.method.type in LORA_METHODS:
+        found += expert_refusals(spec.method.lora, config)
     if found:
         raise RunFailure(UNSUPPORTED_COMBINATION, "\n".join(found))
 
