@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from e2e.cases.conftest import Apply
 from e2e.cases.handles import Handle
+from e2e.cases.node import process_of
 from e2e.cases.objects import finetune, training
 from e2e.cluster.layout import SYSTEM_NAMESPACE
 from e2e.cluster.target import target
@@ -90,23 +90,11 @@ def test_a_killed_process_is_followed_by_one_that_goes_on(namespace: str, apply:
         pytest.skip("kill -9 needs the node's processes; only the embedded cluster's node is this machine")
     tune = apply(finetune("killed", namespace, seed, steps=LONG, **CHECKPOINTS))
     tune.wait_step(INTERRUPT_AT)
-    os.kill(trainer_process(train_pod(tune)["metadata"]["uid"]), signal.SIGKILL)
+    os.kill(process_of(train_pod(tune)["metadata"]["uid"], b"finetune_trainer"), signal.SIGKILL)
     status = tune.wait_true("Complete")["status"]
     assert status["run"]["resumedFromStep"] >= 5
     assert status["run"]["attempt"] == 2
     assert status["progress"]["step"] == LONG
-
-
-def trainer_process(pod_uid: str) -> int:
-    """The process id, on this machine, of that pod's trainer."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            groups, command = (process / "cgroup").read_text(), (process / "cmdline").read_bytes()
-        except OSError:
-            continue  # it has just ended
-        if (pod_uid in groups or pod_uid.replace("-", "_") in groups) and b"finetune_trainer" in command:
-            return int(process.name)
-    raise AssertionError(f"no trainer process of pod {pod_uid} on this machine")
 
 
 def test_suspend_frees_the_gpu_and_going_on_costs_nothing(

@@ -1,7 +1,11 @@
 """What spec.output.hub pushes, by the real client to the fake hub: one commit, read back, with errors that name the field."""
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, ModelCard, snapshot_download
@@ -76,6 +80,39 @@ def test_a_file_that_is_gone_from_the_repository_is_pushed_again(hub: HubServer,
     theirs.unlink()
     push_it(folder)
     assert theirs.read_text() == "{}"
+
+
+@pytest.mark.parametrize(("moment", "there"), [("preupload_lfs_files", False), ("create_commit", True)])
+def test_a_push_that_was_killed_is_finished_by_the_next_one(
+    hub: HubServer, folder: Path, tmp_path: Path, moment: str, there: bool
+) -> None:
+    """Killed with the large file sent and not committed, and with everything committed and nobody told."""
+    child = multiprocessing.get_context("spawn").Process(target=push_and_be_killed, args=(folder, moment))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    repository = tmp_path / "hub/models/acme/bot"
+    assert (repository / "adapter_model.safetensors").exists() is there
+    before = HfApi(endpoint=hub.url, token="hf_writer").model_info("acme/bot").sha
+    commit = push_it(folder)
+    assert (commit == before) is there, "what was committed is not pushed twice"
+    got = snapshot_download(
+        "acme/bot", revision=commit, local_dir=tmp_path / "got", endpoint=hub.url, token="hf_writer"
+    )
+    files = [file for file in hash_tree(Path(got)) if not file.path.startswith((".cache", "manifest.json"))]
+    assert tree_digest(files) == digest_of(folder)
+
+
+def push_and_be_killed(folder: Path, moment: str) -> None:
+    """Push, and end like a process that is killed right after `moment`, a call of the hub's client."""
+    call = getattr(HfApi, moment)
+
+    def last(*arguments: Any, **options: Any) -> None:
+        call(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(HfApi, moment, last)
+    push_it(folder)
 
 
 def test_a_newer_adapter_is_a_commit_in_the_same_repository(hub: HubServer, folder: Path) -> None:
