@@ -1,11 +1,10 @@
 """What spec.output.hub pushes, by the real client to the fake hub: one commit, read back, with errors that name the field."""
 
 import json
-import multiprocessing
-import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, ModelCard, snapshot_download
@@ -87,10 +86,8 @@ def test_a_push_that_was_killed_is_finished_by_the_next_one(
     hub: HubServer, folder: Path, tmp_path: Path, moment: str, there: bool
 ) -> None:
     """Killed with the large file sent and not committed, and with everything committed and nobody told."""
-    child = multiprocessing.get_context("spawn").Process(target=push_and_be_killed, args=(folder, moment))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    child = subprocess.run([sys.executable, "-c", KILLED, folder, digest_of(folder), moment], check=False)
+    assert child.returncode == -signal.SIGKILL
     repository = tmp_path / "hub/models/acme/bot"
     assert (repository / "adapter_model.safetensors").exists() is there
     before = HfApi(endpoint=hub.url, token="hf_writer").model_info("acme/bot").sha
@@ -103,16 +100,22 @@ def test_a_push_that_was_killed_is_finished_by_the_next_one(
     assert tree_digest(files) == digest_of(folder)
 
 
-def push_and_be_killed(folder: Path, moment: str) -> None:
-    """Push, and end like a process that is killed right after `moment`, a call of the hub's client."""
-    call = getattr(HfApi, moment)
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from finetune_trainer.results.hubpush import push
 
-    def last(*arguments: Any, **options: Any) -> None:
-        call(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGKILL)
+folder, digest, moment = sys.argv[1:]
+call = getattr(HfApi, moment)
 
-    setattr(HfApi, moment, last)
-    push_it(folder)
+def last(*arguments, **options):
+    call(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(HfApi, moment, last)
+push("acme/bot", Path(folder), digest, True, "hf_writer", "run 1")
+"""
 
 
 def test_a_newer_adapter_is_a_commit_in_the_same_repository(hub: HubServer, folder: Path) -> None:
