@@ -48,7 +48,7 @@ def test_a_bucket_that_is_gone_at_the_last_upload_is_waited_for_and_said(
 ) -> None:
     if not target().embedded:
         pytest.skip("open connections to MinIO can only be cut on the node, which is this machine")
-    tune = apply(finetune("patient", namespace, seed, steps=60, checkpoint={"every": "1h"}))
+    tune = apply(finetune("patient", namespace, seed, steps=30, checkpoint={"every": "1h"}))
     # The pod says so once everything is downloaded: what it needs the bucket for next are its results.
     tune.wait("the base model is loaded", lambda found: found.get("status", {}).get("run", {}).get("microBatch"))
 
@@ -64,7 +64,7 @@ def test_a_bucket_that_is_gone_at_the_last_upload_is_waited_for_and_said(
     assert [event["involvedObject"]["name"] for event in told] == ["patient"]
     status = tune.wait_true("Complete")["status"]
     assert (status["run"]["attempt"], status["run"]["infrastructureRetries"]) == (1, 0)
-    assert status["progress"]["step"] == 60
+    assert status["progress"]["step"] == 30
 
 
 @contextmanager
