@@ -78,7 +78,7 @@ FAILURES: dict[str, Failure] = {
     ),
     "InternalError": Failure("unforeseen", "see the pod's log (kubectl logs); please report it with that log"),
     "ImagePullFailed": Failure("infrastructure", "check the image name, podTemplate.imagePullSecrets and the registry"),
-    "Killed": Failure("infrastructure", "the process was killed from outside: see the node's events"),
+    "Killed": Failure("infrastructure", "see the node's events for what killed it"),
     "NoResult": Failure("infrastructure", "the Job ended without a result: see the pod's log"),
     # -- interrupted: not the run's fault
     "Evicted": Failure("free"),

@@ -25,11 +25,6 @@ def judged(attempt: Attempt, run: RunStatus, newest_image: str, now: dt.datetime
         replaced = not run.id and run.trainer_image != newest_image
         if replaced or (now - attempt.waits_since).total_seconds() > PULL_SECONDS:
             return replace(attempt, state="Failed", given_up=True)
-    full = next((pod for pod in attempt.pods if observe.over_disk_limit(pod)), None)
-    if full is not None:
-        # The Job controller takes it for an interruption, and would replace the pod for ever.
-        message = f"pod {full['metadata']['name']} was evicted: {full['status']['message'].strip()}"
-        return replace(attempt, state="Failed", given_up=True, reason="DiskLimitExceeded", message=message)
     left = seconds_until_lost(attempt, now)
     if left is not None and left <= 0:
         # Its kubelet is silent: the Job controller would wait for its word for ever.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Attempt:
     disruptions: int = 0  # pods that the Job controller replaced
     finished_at: dt.datetime | None = None
     given_up: bool = False  # failed by our own judgement: its Job has not ended
+    interruption: tuple[str, str] | None = None  # reason and message of the newest pod that was replaced
     pods: tuple[Object, ...] = field(default=(), repr=False)
 
     def gpu_seconds(self, now: dt.datetime) -> float:
@@ -70,6 +72,12 @@ def attempt(job: Object, all_pods: Iterable[Object], reports: Mapping[str, Repor
     own_reports = [r for r in reports.values() if r.job_uid == uid]
     result = _result(job, pods, own_reports)
     state, reason, message = _state(job, pods, result)
+    evicted = next((pod for pod in pods if own_eviction(pod)), None)
+    given_up = evicted is not None and state in ("Waiting", "Running")
+    if evicted is not None and given_up:
+        # The Job controller takes it for an interruption, and would replace the pod for ever.
+        state, (reason, message) = "Failed", _why_pod_failed(evicted, {})
+    interrupted = [pod for pod in pods if _interrupted(pod)]
     loading = _told(own_reports, "loading", bool) or False
     if loading and reason in OUT_OF_MEMORY:
         reason = "OutOfMemoryWhileLoading"
@@ -93,6 +101,8 @@ def attempt(job: Object, all_pods: Iterable[Object], reports: Mapping[str, Repor
         # All pods of a run are interrupted together.
         disruptions=max(Counter(_index(p) for p in pods if _interrupted(p)).values(), default=0),
         finished_at=_finished(job),
+        given_up=given_up,
+        interruption=_why_pod_failed(interrupted[-1], {}) if interrupted else None,
         pods=tuple(pods),
     )
 
@@ -110,19 +120,23 @@ def container_creating(pod: Object) -> bool:
     return scheduled and waiting.get("reason", "ContainerCreating") in ("ContainerCreating", "PodInitializing")
 
 
-def over_disk_limit(pod: Object) -> bool:
-    """Evicted for more on disk than it may have, which its successor would have too; not because a node ran full."""
+def own_eviction(pod: Object) -> str | None:
+    """The reason for which a pod was evicted through its own doing: it would happen to its successor too."""
     status = pod.get("status", {})
+    if status.get("reason") != "Evicted":
+        return None
     message = status.get("message", "")
-    return status.get("reason") == "Evicted" and any(words in message for words in _DISK_LIMITS)
+    return next((reason for words, reason in _OWN_EVICTIONS.items() if re.search(words, message)), None)
 
 
-# The kubelet's words for a volume with a size limit, and for the ephemeral-storage limits of a container and a pod.
-_DISK_LIMITS = (
-    "exceeds the limit",
-    "exceeded its local ephemeral storage limit",
-    "exceeds the total limit of containers",
-)
+# The kubelet's words (pkg/kubelet/eviction): for a volume with a size limit, for the ephemeral-storage limits of a
+# container and of a pod, and for who used more than its request on a node that runs out of something. Nobody requests
+# disk, so there the pod is at fault from about a gigabyte on.
+_OWN_EVICTIONS = {
+    "exceeds the limit|exceeded its local ephemeral storage limit|exceeds the total limit": "DiskLimitExceeded",
+    rf"Container {CONTAINER} was using \S+, request is \S+, has larger consumption of memory": "OutOfMemory",
+    rf"Container {CONTAINER} was using (\d{{7,}}Ki|\d+[GT]i), request is \S+, has larger consumption of ephemeral": "DiskFull",
+}
 
 
 def ended(job: Object) -> bool:
@@ -222,10 +236,9 @@ def _why_pod_failed(pod: Object, condition: Object) -> tuple[str, str]:
     # OOMKilled first: a pod that is killed for memory and evicted for it at once is a matter of memory.
     if ended.get("reason") == "OOMKilled":
         return "OutOfMemory", f"pod {name} used more memory than its limit and was killed (OOMKilled)"
-    if over_disk_limit(pod):
-        return "DiskLimitExceeded", f"pod {name} was evicted: {pod['status']['message'].strip()}"
     if pod.get("status", {}).get("reason") == "Evicted":
-        return "Evicted", f"pod {name} was evicted from {node}: {pod['status'].get('message', '')}"
+        message = f"pod {name} was evicted from {node}: {pod['status'].get('message', '').strip()}"
+        return own_eviction(pod) or "Evicted", message
     if disruption is not None:
         return disruption, f"pod {name} was taken off {node}"
     if ended.get("exitCode") == INTERRUPTED_EXIT:

@@ -6,7 +6,7 @@ next status, so that a Plan that was carried out half is simply made again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -238,9 +238,17 @@ def follow(view: View) -> Plan | None:
     lost = giveup.seconds_until_lost(view.current, view.now) if view.current else None
     moments = [s for s in (limits.seconds_left(view), lost) if s is not None]
     seen = status.underway(view)
-    waits = seen.reason == "StorageUnavailable" and view.status.reason != seen.reason
-    events = (Event(seen.reason, seen.message, "Warning"),) if waits else ()
-    return Plan(seen, again=min(moments, default=None), events=events)
+    return Plan(seen, again=min(moments, default=None), events=tuple(_came_up(view, seen)))
+
+
+def _came_up(view: View, seen: FineTuneStatus) -> Iterator[Event]:
+    """What happened to the attempt since the status was written, and is no failure."""
+    before, current = view.status, view.current
+    if seen.reason == "StorageUnavailable" and before.reason != seen.reason:
+        yield Event(seen.reason, seen.message, "Warning")
+    if seen.phase == "Queued" and before.phase in ("Training", "Evaluating") and current and current.interruption:
+        reason, message = current.interruption
+        yield Event(reason, f"{message.rstrip('. ')}; the next pod goes on from the last checkpoint", "Warning")
 
 
 RULES: tuple[Callable[[View], Plan | None], ...] = (

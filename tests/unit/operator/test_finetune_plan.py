@@ -462,6 +462,40 @@ def test_a_pod_over_its_own_disk_limit_is_not_replaced_for_ever(message: str) ->
     assert over.status.phase == "Failed" and over.status.reason == "DiskLimitExceeded" and over.create is None
 
 
+@pytest.mark.parametrize(("resource", "reason"), [("memory", "OutOfMemory"), ("ephemeral-storage", "DiskFull")])
+def test_a_pod_that_is_evicted_for_what_it_used_beyond_its_request_is_at_fault(resource: str, reason: str) -> None:
+    parent, prepare, train = in_training()
+
+    def evicted(used: str) -> Object:
+        message = (
+            f"The node was low on resource: {resource}. Threshold quantity: 100Mi, available: 10Mi. "
+            f"Container trainer was using {used}, request is 0, has larger consumption of {resource}. "
+        )
+        disruption = [{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]
+        return pod(train, phase="Failed", reason="Evicted", message=message, conditions=disruption)
+
+    made = seen(parent, [prepare, train], [evicted("20971520Ki")], now=later(11))
+    assert made.failure == reason and made.delete == (train,)
+    run = made.status.run
+    assert run is not None and run.infrastructure_retries + run.out_of_memory_retries == 1
+    assert "Container trainer was using 20971520Ki" in made.events[0].note
+    if resource == "ephemeral-storage":
+        assert not seen(parent, [prepare, train], [evicted("60Ki")], now=later(11)).failure
+
+
+def test_a_pod_that_the_job_controller_replaces_is_told_of_once() -> None:
+    parent, prepare, train = in_training()
+    parent = with_status(parent, seen(parent, [prepare, train], [running(train)]))
+    disruption = [{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]
+    lost = pod(train, phase="Failed", reason="Evicted", message="The node had disk pressure.", conditions=disruption)
+    next_pod = pod(train, "next", phase="Pending")
+    made = seen(parent, [prepare, train], [lost, next_pod])
+    assert (made.status.phase, made.create) == ("Queued", None)
+    ((reason, note),) = [(event.reason, event.note) for event in made.events]
+    assert reason == "Evicted" and "disk pressure; the next pod goes on from the last checkpoint" in note
+    assert not seen(with_status(parent, made), [prepare, train], [lost, next_pod]).events
+
+
 def test_out_of_memory_with_a_micro_batch_of_one_ends_the_run_and_does_not_loop() -> None:
     parent, prepare, train = in_training(training={"microBatchSize": 1})
     made = seen(parent, [prepare, ended(train)], [terminated(train, 137, reason="OOMKilled")])
