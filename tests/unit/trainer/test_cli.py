@@ -98,6 +98,35 @@ def test_a_config_that_is_no_json_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "the base model's config.json is not JSON" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "rwkv99"}, "model_type 'rwkv99' of "),
+        ({}, "model/config.json names no model_type: it is not a model's config.json"),
+        (None, "model: there is no config.json in it; name a model's folder"),
+    ],
+)
+def test_a_model_that_the_estimate_does_not_know_is_named(
+    tmp_path: Path, config: dict[str, Any] | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if config is not None:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model/config.json").write_text(json.dumps(config))
+    assert main(["estimate", write_finetune(tmp_path / "a.yaml"), "--model", str(tmp_path / "model")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("finetune_trainer.command.check_data._files", interrupted)
+    assert main(["check-data", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 @pytest.mark.parametrize("option", ["--format", "--objective"])
 def test_check_data_names_what_an_option_may_be(
     tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "run", help="prepare and train a FineTune on this machine, without a cluster", epilog=RUN_EPILOG,
         formatter_class=raw,
     )  # fmt: skip
-    run.add_argument("file", metavar="FILE", help="a FineTune in YAML")
+    run.add_argument("file", metavar="FILE", help="a FineTune in YAML or JSON; -: standard input")
     run.add_argument(
         "--output", metavar="DIR", default="finetune-output",
         help="where adapters, checkpoints and data go, laid out like the bucket (default: finetune-output)",
@@ -55,12 +55,12 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--format", default="Auto", help="the rows' format, without --finetune (default: recognised)")
     data.add_argument("--objective", default="SFT", help="what is to be trained, without --finetune (default: SFT)")
     estimate = commands.add_parser("estimate", help="trainable parameters and GPU memory of a FineTune, part by part")
-    estimate.add_argument("file", metavar="FILE", help="a FineTune in YAML")
+    estimate.add_argument("file", metavar="FILE", help="a FineTune in YAML or JSON; -: standard input")
     estimate.add_argument(
         "--model", metavar="DIR", help="the base model's folder; config.json is enough (default: asks the hub)"
     )
     other = commands.add_parser("import", help="a FineTune of an axolotl or LLaMA-Factory configuration")
-    other.add_argument("file", metavar="FILE", help="their YAML")
+    other.add_argument("file", metavar="FILE", help="their YAML; -: standard input")
     other.add_argument(
         "--to", metavar="FILE", default="-", help="where the FineTune goes (default: -, standard output)"
     )
@@ -106,6 +106,9 @@ def _local(arguments: argparse.Namespace) -> int:
     """Run a command that people run by hand; a library that it lacks is asked for by name."""
     try:
         return int(import_module(f"finetune_trainer.command.{MODULES[arguments.command]}").main(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing.startswith("finetune_"):

@@ -43,11 +43,17 @@ def _config_of(spec: FineTuneSpec) -> Path:
 
 def _print(spec: FineTuneSpec, model: Path) -> int:
     if not (model / "config.json").is_file():
-        raise BadFile(f"{model} has no config.json")
+        raise BadFile(f"--model {model}: there is no config.json in it; name a model's folder")
     config = read_config(model)
     shape = architecture(config)
     if shape is None:
-        raise BadFile(f"model type {config.get('model_type')!r} is not known to the estimate")
+        named = config.get("model_type")
+        raise BadFile(
+            f"model_type {named!r} of {model}/config.json is not known to the estimate; it can be trained where transformers "
+            "and PEFT know it"
+            if named
+            else f"{model}/config.json names no model_type: it is not a model's config.json"
+        )
     if refused := list(refusals(spec)):
         raise BadFile("\n".join(refused))
     refuse_unsuitable(shape, spec, config)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,13 @@ class BadFile(Exception):
 
 def read_finetune(path: Path) -> FineTune:
     """The FineTune in a YAML file, which may hold other objects too."""
-    found = [document for document in _documents(path) if document.get("kind") == "FineTune"]
+    objects = _documents(path)
+    found = [document for document in objects if document.get("kind") == "FineTune"]
     if len(found) != 1:
+        kinds = [str(document["kind"]) for document in objects if document.get("kind")]
+        instead = f"; it holds {', '.join(kinds[:8])}" if kinds and not found else ""
         raise BadFile(
-            f"{path} holds {len(found)} FineTunes: one is needed (apiVersion: finetune.dev/v1alpha1, kind: FineTune)"
+            f"{path} holds {len(found)} FineTunes: one is needed (apiVersion: finetune.dev/v1alpha1, kind: FineTune){instead}"
         )
     return checked(found[0], str(path))
 
@@ -67,10 +73,34 @@ def config_map_file(path: Path, source: ConfigMapSource, directory: Path) -> Dat
     return None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as kubectl reads it: a field that is there twice is an error, not the second one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+_MERGE = "tag:yaml.org,2002:merge"  # `<<`, which may stand there for several anchors
+
+
+@cache
+def _stdin() -> str:
+    return sys.stdin.read()
+
+
 def documents(path: Path) -> list[Any]:
-    """What is in a YAML file. Raises: BadFile, with the line."""
+    """What is in a YAML or JSON file, or in standard input (`-`). Raises: BadFile, with the line."""
     try:
-        return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        text = _stdin() if str(path) == "-" else path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("{"):  # JSON may be indented with tabs, YAML may not
+            with suppress(ValueError):
+                return [json.loads(text)]
+        return list(yaml.load_all(text, Loader=_Loader))  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -83,4 +113,8 @@ def documents(path: Path) -> list[Any]:
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    return [one for one in documents(path) if isinstance(one, dict)]
+    found = [one for one in documents(path) if isinstance(one, dict)]
+    listed = [
+        one["items"] if one.get("kind") == "List" and isinstance(one.get("items"), list) else [one] for one in found
+    ]
+    return [one for items in listed for one in items if isinstance(one, dict)]

@@ -141,7 +141,7 @@ def _format(beginning: list[rows.Row], asked: str, columns: Mapping[str, str], o
     looks = f"; they look like rows for objective.type: {other}" if other else ""
     raise RunFailure(
         INVALID_DATASET,
-        f"{beginning[0].place}: the rows' columns are {', '.join(map(str, values[0]))}{looks}. "
+        f"{beginning[0].place}: the rows' columns are {', '.join(map(str, values[0])) or 'none'}{looks}. "
         f"objective.type: {objective} needs {describe(objective)}. Name them so, or say with dataset.columns which "
         f"column is which{_near_names(values[0], objective)}",
     )

@@ -14,6 +14,7 @@ import numpy as np
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.data.check import Checked, Problems, read_samples
 from finetune_trainer.data.formats import Invalid, Judged, Sample
+from finetune_trainer.data.notices import Notices
 from finetune_trainer.data.rows import DataFile
 from finetune_trainer.data.spool import Spool, content_hash
 from finetune_trainer.data.tokenizer import IGNORE, ModelTokenizer, Rendered, Tokens
@@ -59,12 +60,13 @@ def collect(
     reading = read_samples(files, spec.dataset, spec.objective.type, figures.invalid)
     figures.format = reading.form.name
     fail = spec.dataset.on_invalid_row == "Fail"
+    notices = Notices(tokenizer.special_tokens)
     samples = islice(reading.samples, limit)
     reported = time.monotonic()
     waiting: Batch | None = None
     with ThreadPoolExecutor(max_workers=1) as pool:
         while batch := list(islice(samples, BATCH)):
-            rendered = _render(batch, spec, tokenizer, figures)
+            rendered = _render(batch, spec, tokenizer, figures, notices)
             if waiting:
                 _keep(waiting, spec, max_length, spool, figures)
                 waiting = None
@@ -77,6 +79,7 @@ def collect(
                 log.info("dataset: %d rows read, %d samples tokenized", rows, len(spool))
         if waiting:
             _keep(waiting, spec, max_length, spool, figures)
+    notices.tell()
     if fail:
         figures.invalid.fail(figures.checked + figures.invalid.count)
     if figures.too_long.count:
@@ -95,15 +98,17 @@ def collect(
 
 
 def _render(
-    batch: list[Checked], spec: FineTuneSpec, tokenizer: ModelTokenizer, figures: Figures
+    batch: list[Checked], spec: FineTuneSpec, tokenizer: ModelTokenizer, figures: Figures, notices: Notices
 ) -> list[tuple[str, Sample, list[Rendered]]]:
     # answers are compared, so what comes before them is never learned
     loss_on = spec.training.loss_on if spec.objective.type == "SFT" else "Completion"
     rendered = []
     for place, sample in batch:
         try:
-            rendered.append((place, sample, tokenizer.render(sample, loss_on)))
+            sequences = tokenizer.render(sample, loss_on)
+            rendered.append((place, sample, sequences))
             figures.checked += 1
+            notices.look(place, sample, [one.text for one in sequences])
         except Invalid as invalid:
             figures.invalid.add(place, str(invalid))
     return rendered

@@ -112,6 +112,12 @@ class ModelTokenizer:
         labels[:1] = IGNORE
         return Tokens(ids, labels)
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """Tokens that a text cannot hold as plain characters."""
+        added = self.backend.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special and token.content]
+
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.backend.decode([int(token) for token in ids], skip_special_tokens=False))
 
