@@ -1,6 +1,8 @@
 """Chat templates: rendered as transformers renders them, and exactly the assistant's words found in the text."""
 
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,13 +142,67 @@ def test_tool_calls_are_learned_and_answers_of_tools_are_not() -> None:
     ]
 
 
+# TRL's copies of the templates of the field; those of models that look at pictures want their contents in parts
+FIELD = sorted((Path(str(find_spec("trl").origin)).parent / "chat_templates").glob("*.jinja"))  # type: ignore[union-attr]
+PICTURES = ("idefics3", "smolvlm", "llava_next")
+STOPS = (
+    "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|call|>", "<|END_OF_TURN_TOKEN|>", "</s>",
+    "<|user|>", "<|observation|>", "<turn|>", "<|eot|>", "<｜end▁of▁sentence｜>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FIELD, ids=lambda path: path.stem)
+def test_every_template_of_the_field_teaches_answers_calls_and_where_they_end(path: Path) -> None:
+    chat = ChatTemplate(path.read_text(), {"bos_token": "<s>", "eos_token": "<eos>"}, STOPS)
+    if path.stem.removesuffix("_training") in PICTURES:
+        with pytest.raises(Invalid):
+            chat.spans(talk("2+2?", "four", "3+3?", "six"))
+        return
+    text, spans = chat.spans(talk("2+2?", "four", "3+3?", "six"))
+    found = [text[start:end].rstrip() for start, end in spans if text[start:end].strip() not in ("", "<eos>")]
+    if "diffusion_gemma" not in path.stem:  # which marks the words and their end apart
+        assert [("four" in words, "six" in words) for words in found] == [(True, False), (False, True)]
+        assert all(words.endswith((*STOPS, "<eos>")) for words in found[:1]), found
+    assert not any("+" in words for words in found)
+
+    call = {"type": "function", "function": {"name": "addition", "arguments": {"a": 41}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "add"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "97", "name": "addition"},
+        {"role": "assistant", "content": "three"},
+    ]
+    schema = {"name": "addition", "description": "adds", "parameters": {"type": "object", "properties": {}}}
+    conversation = Conversation(messages, tools=[{"type": "function", "function": schema}])
+    try:
+        text, spans = chat.spans(chat.with_printed_calls(conversation))
+    except Invalid:
+        return  # a template without tools says so
+    taught = "".join(text[start:end] for start, end in spans)
+    assert "addition" in taught and "41" in taught and "three" in taught
+    assert "97" not in taught
+
+
+def test_calls_are_given_to_a_template_as_it_wants_them() -> None:
+    """DeepSeek's concatenate the arguments as text, and look for calls beside no content at all."""
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{% if m.content is none %}{% for c in m.tool_calls %}"
+        "{{ c.function.name + c.function.arguments }}{% endfor %}{% else %}{{ m.content }}{% endif %}</s>{% endfor %}"
+    )
+    call = {"function": {"name": "add", "arguments": {"a": 1}}}
+    conversation = talk("add", "")
+    conversation.messages[1]["tool_calls"] = [call]
+    printed = template(source).with_printed_calls(conversation)
+    assert learned(source, printed) == ['<assistant>add{"a": 1}</s>']
+
+
 def test_tool_calls_that_the_template_does_not_print_are_refused() -> None:
     call = {"function": {"name": "add", "arguments": {"a": 1}}}
     conversation = talk("add", "")
     conversation.messages[1]["tool_calls"] = [call]
-    template(templates.TOOLS).refuse_unprinted_calls(conversation)
+    assert template(templates.TOOLS).with_printed_calls(conversation) == conversation
     with pytest.raises(Invalid, match=r"messages\[1\].tool_calls: the model's chat template does not print tool calls"):
-        template(templates.CHATML).refuse_unprinted_calls(conversation)
+        template(templates.CHATML).with_printed_calls(conversation)
 
 
 def test_a_template_that_refuses_a_conversation_is_quoted() -> None:

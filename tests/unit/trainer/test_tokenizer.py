@@ -195,6 +195,15 @@ def test_the_end_of_a_text_is_what_generation_stops_at_when_the_tokenizer_does_n
     assert load(tmp_path, byte_level(), None, eos_token=None).eos == ()
 
 
+def test_a_turn_ends_where_generation_stops(tmp_path: Path) -> None:
+    """GLM's templates have no token for the end of a turn: its generation stops where the next turn would begin."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
+    source = "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{% endif %}{{ m.content }}{% endfor %}"
+    tokenizer = load(tmp_path, byte_level(), source)
+    answers = learned(tokenizer, encode(tokenizer, TALK))
+    assert [text.strip() for text in answers] == ["four<|im_start|>", "six, naturally</s>"]
+
+
 def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(RunFailure, match="tokenizer.json cannot be read") as caught:

@@ -8,7 +8,9 @@ template that prints today's date would give the same data another digest every 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -53,6 +55,7 @@ class _Generation(jinja2.ext.Extension):
         return f"{marks[0]}{caller()}{marks[1]}"
 
 
+_OTHER_TOKENS = r"\s*<\|[^<>|\s]+\|>\s*"  # Cohere writes <|END_RESPONSE|> before the token that ends a turn
 _MARKS = "generation_marks"  # a template variable: the two characters that the tag writes around the assistant's words
 
 
@@ -87,17 +90,34 @@ class ChatTemplate:
         """The text of a conversation. Invalid when the template refuses it, with the template's own words."""
         return self._render(messages, tools, add_generation_prompt, marks=("", ""))
 
-    def refuse_unprinted_calls(self, conversation: Conversation) -> None:
-        """Invalid when tool calls leave no trace in the text: the model would learn to answer nothing."""
+    def with_printed_calls(self, conversation: Conversation) -> Conversation:
+        """The conversation with its tool calls as the template wants them: arguments as an object or, in DeepSeek's, as JSON
+        text beside no content. Invalid when they leave no trace: the model would learn to answer nothing.
+        """
         called = [index for index, message in enumerate(conversation.messages) if message.get("tool_calls")]
         if not called:
-            return
+            return conversation
+        refused: list[Invalid] = []
         without = [{key: value for key, value in one.items() if key != "tool_calls"} for one in conversation.messages]
-        if self.render(conversation.messages, conversation.tools) == self.render(without, conversation.tools):
-            raise Invalid(
-                f"messages[{called[0]}].tool_calls: the model's chat template does not print tool calls; use a model whose "
-                "template does, or write the call into the content"
-            )
+        try:
+            plain = self.render(without, conversation.tools)
+        except Invalid:
+            plain = ""  # an answer of a tool may stand behind a call only
+        names = _called(conversation.messages[called[0]])
+        for messages in _forms(conversation.messages):
+            try:
+                text = self.render(messages, conversation.tools)
+            except Invalid as invalid:
+                refused.append(invalid)
+                continue
+            if all(text.count(name) > plain.count(name) for name in names):
+                return replace(conversation, messages=messages)
+        if len(refused) == len(list(_forms([]))):
+            raise refused[0]
+        raise Invalid(
+            f"messages[{called[0]}].tool_calls: the model's chat template does not print tool calls; use a model whose "
+            "template does, or write the call into the content"
+        )
 
     def spans(self, conversation: Conversation) -> tuple[str, list[Span]]:
         """The rendered text and the stretches to be learned: assistant turns with the token that ends them."""
@@ -129,6 +149,10 @@ class ChatTemplate:
                 spans.append((start, position))
         text = "".join(pieces)
         turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        for index in turns:  # one for models that look at pictures prints nothing of a content without parts
+            words = (conversation.messages[index]["content"] or "").rpartition("</think>")[2]
+            if not all(word in text for word in words.split()[:1]):
+                raise Invalid(f"messages[{index}]: the chat template does not print the assistant's words")
         if len(spans) == len(turns):
             return text, [span for span, index in zip(spans, turns, strict=True) if conversation.learns(index)]
         if conversation.skipped:
@@ -146,7 +170,8 @@ class ChatTemplate:
         look.
         """
         message = conversation.messages[index]
-        whole, content = message["content"], message["content"].strip()
+        whole = message["content"] or ""
+        content = whole.strip()
         written_by_template = message.get("tool_calls") or message.get("reasoning_content") or message.get("thinking")
         if not written_by_template and text.count(content) == 1 and not whole[0].isspace():
             start = text.index(content)
@@ -154,9 +179,7 @@ class ChatTemplate:
         before = self.render(conversation.messages[:index], conversation.tools, add_generation_prompt=True)
         position = max(position, _common_prefix(before, text))
         if written_by_template:
-            until = self.render(conversation.messages[: index + 1], conversation.tools)
-            end = _common_prefix(until, text)
-            return position, position + len(text[position:end].rstrip())
+            return self._written(text, position, conversation, index)
         if text.startswith(whole, position):  # an answer that begins with an indent is learned with it
             return position, position + len(whole.rstrip())
         start = text.find(content, position)
@@ -170,13 +193,33 @@ class ChatTemplate:
             )
         return start, start + len(content)
 
+    def _written(self, text: str, start: int, conversation: Conversation, index: int) -> Span:
+        """Where turn `index` is, whose calls or thoughts the template writes in words of its own, from `start` on.
+
+        It ends where the text parts from the conversation up to here; or, in templates that print a turn otherwise when it is
+        the last one (Qwen3), where the rest is that of the same conversation in which something else was said here.
+        """
+        message = conversation.messages[index]
+        asked = [*_called(message), (message["content"] or "").strip().rpartition("</think>")[2].strip()]
+        until = self.render(conversation.messages[: index + 1], conversation.tools)
+        end = _common_prefix(until, text)
+        if not all(words in text[start:end] for words in asked):
+            other = [*conversation.messages]
+            other[index] = {"role": "assistant", "content": "\u2460"}
+            end = len(text) - _common_prefix(self.render(other, conversation.tools)[::-1], text[::-1])
+        if missing := next((words for words in asked if words not in text[start:end]), None):
+            raise Invalid(
+                f"messages[{index}]: {missing[:40]!r} cannot be found in what the chat template prints for this turn; set "
+                "training.lossOn: All"
+            )
+        return start, start + len(text[start:end].rstrip())
+
     def _with_end_token(self, text: str, end: int) -> int:
         """`end`, moved behind the token that ends the turn: a model that never sees it learned never stops."""
-        rest = text[end : end + 200]
-        blank = len(rest) - len(rest.lstrip())
-        for token in self._ends:
-            if rest.startswith(token, blank):
-                return end + blank + len(token)
+        for between in (r"\s*", _OTHER_TOKENS):
+            for token in self._ends:
+                if found := re.compile(between + re.escape(token)).match(text, end, end + 200):
+                    return found.end()
         return end
 
     def ends_turn(self, text: str) -> bool:
@@ -206,6 +249,34 @@ class ChatTemplate:
 def default_template(vocabulary: dict[str, int]) -> str:
     """A template for a model that has none: ChatML where its tokens exist, plain headings otherwise."""
     return CHATML if {"<|im_start|>", "<|im_end|>"} <= vocabulary.keys() else PLAIN
+
+
+def _forms(messages: list[Message]) -> Iterator[list[Message]]:
+    """The ways in which templates want tool calls, the usual one first."""
+    for as_text, without_content in ((False, False), (True, False), (False, True), (True, True)):
+        yield [
+            {
+                **one,
+                "content": one["content"] or (None if without_content else ""),
+                "tool_calls": [_call(call, as_text) for call in one["tool_calls"]],
+            }
+            if one.get("tool_calls")
+            else one
+            for one in messages
+        ]
+
+
+def _called(message: Message) -> list[str]:
+    """The names of the tools that a turn calls."""
+    return [str(call.get("function", call).get("name", "")) for call in message.get("tool_calls") or ()]
+
+
+def _call(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
+    if not as_text:
+        return call
+    inner = call.get("function", call)
+    written = {**inner, "arguments": json.dumps(inner.get("arguments"), ensure_ascii=False)}
+    return {**call, "function": written} if "function" in call else written
 
 
 def _split(text: str, marks: str) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ IGNORE = -100  # the label of a token that is not learned
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 # Tokens that end an assistant turn in the templates of the field; those that the vocabulary has are used.
 _END_OF_TURN = (
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>",
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>",
     "<|end_of_text|>",
     "<|endoftext|>", "<turn|>", "</s>",
 )  # fmt: skip
@@ -78,7 +78,7 @@ class ModelTokenizer:
                 return self.render(answer, loss_on)
 
     def _render_conversation(self, sample: Conversation, loss_on: str) -> Rendered:
-        self.template.refuse_unprinted_calls(sample)
+        sample = self.template.with_printed_calls(sample)
         if loss_on == "All":
             text = self.template.render(sample.messages, sample.tools)
             spans = [(0, len(text))]
@@ -129,8 +129,9 @@ def load_tokenizer(directory: Path) -> ModelTokenizer:
     backend.no_padding()
     config = _json(directory / "tokenizer_config.json") | _special_tokens(directory)
     tokens = {name: text for name in _SPECIAL if (text := _token_text(config.get(name)))}
-    if "eos_token" not in tokens and (named := _end_of_text(directory, backend)):
-        tokens["eos_token"] = named
+    stops = _stops(directory, backend)
+    if "eos_token" not in tokens and stops:
+        tokens["eos_token"] = stops[0]
     vocabulary = backend.get_vocab(with_added_tokens=True)
     eos_token = tokens.get("eos_token", "")
     if eos_token not in vocabulary:
@@ -141,7 +142,7 @@ def load_tokenizer(directory: Path) -> ModelTokenizer:
     starts = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
     return ModelTokenizer(
         backend=backend,
-        template=ChatTemplate(source, tokens, end_tokens=[token for token in _END_OF_TURN if token in vocabulary]),
+        template=ChatTemplate(source, tokens, [token for token in (*_END_OF_TURN, *stops) if token in vocabulary]),
         has_own_template=own is not None,
         bos=tuple(wrapped[:starts]),
         eos=(vocabulary[eos_token],) if eos_token in vocabulary else (),
@@ -191,14 +192,16 @@ def _own_template(directory: Path, config: dict[str, Any]) -> str | None:
     return template or None
 
 
-def _end_of_text(directory: Path, backend: Tokenizer) -> str | None:
-    """What ends a text when the tokenizer's own files do not say: what the model's generation stops at."""
+def _stops(directory: Path, backend: Tokenizer) -> list[str]:
+    """What the model's generation stops at: more than eos_token in GLM, whose turns end where the next one begins."""
     for name in ("generation_config.json", "config.json"):
         ends = _json(directory / name).get("eos_token_id")
-        first = next(iter(ends), None) if isinstance(ends, list) else ends
-        if isinstance(first, int) and (token := backend.id_to_token(first)):
-            return str(token)
-    return None
+        found = [
+            backend.id_to_token(end) for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)
+        ]
+        if tokens := [str(token) for token in found if token]:
+            return tokens
+    return []
 
 
 def _special_tokens(directory: Path) -> dict[str, Any]:
