@@ -88,6 +88,10 @@ class At:
 
     def __init__(self, step: int, what: Callable[[], object]) -> None:
         self.step, self.what = step, what
+        self.micro_batch = 0
+
+    def begins(self, micro_batch: int) -> None:
+        self.micro_batch = micro_batch
 
     def due(self) -> bool:
         return True
@@ -294,6 +298,7 @@ def test_sigterm_during_the_last_step_ends_the_attempt_before_it_evaluates(bench
     spec, at_the_end = finetune_spec(), At(8, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Interrupted, match="interrupted after step 8/8; its checkpoint is saved"):
         train(bench.run_spec(spec), bench.store, bench.work, at_the_end)
+    assert 0 < at_the_end.micro_batch <= spec.training.batch_size
     assert bench.train(spec).resumed_from_step == 8
 
 
