@@ -87,3 +87,13 @@ def test_the_model_card_has_metadata_that_a_hub_accepts(objective: str) -> None:
 def test_the_card_of_a_base_model_that_is_on_no_hub_claims_no_repository() -> None:
     card = model_card(a_run(), {"base_model_name_or_path": "s3://models/tiny"}, 1234, EvaluationStatus())
     assert "base_model" not in yaml.safe_load(card.split("---")[1])
+
+
+def test_the_card_names_a_revision_only_where_there_is_one() -> None:
+    run = a_run()
+    assert run.prepared
+    without = run.prepared.base_model.model_copy(update={"revision": ""})
+    bare = run.model_copy(update={"prepared": run.prepared.model_copy(update={"base_model": without})})
+    config = {"base_model_name_or_path": "s3://models/tiny"}
+    assert "| Base model | s3://models/tiny at abc123 |" in model_card(run, config, 1, EvaluationStatus())
+    assert "| Base model | s3://models/tiny |" in model_card(bare, config, 1, EvaluationStatus())

@@ -123,7 +123,7 @@ def _facts(run: RunSpec) -> list[tuple[str, str]]:
     if training.early_stopping:
         length = f"at most {length}, the best of them by evaluation loss"
     return [
-        ("Base model", f"{base_name(spec)} at {prepared.base_model.revision}"),
+        ("Base model", " at ".join(filter(None, (base_name(spec), prepared.base_model.revision)))),
         ("Base digest", prepared.base_model.digest),
         ("Dataset digest", prepared.dataset.digest),
         ("Samples", f"{prepared.dataset.samples:,} ({prepared.dataset.tokens:,} tokens, {prepared.dataset.format})"),
