@@ -15,6 +15,7 @@ OWNER_LABEL = {"FineTune": f"{GROUP}/finetune", "AdapterDeployment": f"{GROUP}/a
 STAGE = f"{GROUP}/stage"
 INPUTS = f"{GROUP}/inputs"
 ATTEMPT = f"{GROUP}/attempt"
+OWNER_UID = f"{GROUP}/owner-uid"  # on a clean-up Job, which has no owner reference
 RUN_SPEC = f"{GROUP}/run-spec"  # annotation on pods: the run spec, mounted through the downward API
 REPORT_AUDIENCE = "finetune-operator"  # of the projected tokens with which pods report
 # Put on pods by the Job controller.

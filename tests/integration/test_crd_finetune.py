@@ -570,7 +570,6 @@ NOT_SUPPORTED_EXAMPLES: dict[str, Changes] = {
     "output.exports": {"output.exports": ["GGUF"]},
     "output.hub": {"output.hub": {"repo": "acme/bot", "tokenSecretRef": {"name": "hub"}}},
     "budget": {"budget": {"maxGpuHours": 10}},
-    "deletionPolicy": {"deletionPolicy": "Delete"},
 }
 
 

@@ -2,8 +2,8 @@
 
 Each module and package starts with what it is for. Where to look:
 
-contract    runspec, mergespec, failures, digest
-stages      prepare, train, export, merge
+contract    runspec, mergespec, cleanupspec, failures, digest
+stages      prepare, train, export, merge, cleanup
 a stage     stage, launch, inputs, interruption, report, progress
 storage     the bucket, or a folder in place of one
 sources     where base models and datasets come from

@@ -7,9 +7,7 @@ works; nothing else needs to change.
 from finetune_operator.api.rules import Rule
 
 NOT_SUPPORTED_YET: dict[str, dict[str, str]] = {
-    "FineTune": {
-        "deletionPolicy": "self.deletionPolicy == 'Delete'",
-    },
+    "FineTune": {},
     "AdapterDeployment": {
         "baseModel.huggingFace": "has(self.baseModel) && has(self.baseModel.huggingFace)",
         "autoscaling": "has(self.autoscaling)",

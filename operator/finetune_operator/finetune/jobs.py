@@ -35,7 +35,7 @@ def job_name(parent: str, stage: Stage, identity: str, attempt: int) -> str:
 
 def run_spec(parent: FineTune, stage: Stage, name: str, settings: Settings, **of_the_run: Any) -> RunSpec:
     """What the Job's pod is told; `of_the_run` are attempt, inputs, trainer_image, prepared, trained, micro_batch."""
-    meta, s3 = parent.metadata, parent.spec.output.s3
+    meta = parent.metadata
     return RunSpec(
         stage=stage,
         namespace=meta.namespace,
@@ -43,9 +43,7 @@ def run_spec(parent: FineTune, stage: Stage, name: str, settings: Settings, **of
         uid=meta.uid,
         job=name,
         spec=parent.spec,
-        storage=Storage(
-            uri=s3.uri or settings.storage.uri, endpoint=settings.storage.endpoint, region=settings.storage.region
-        ),
+        storage=storage_of(parent.spec, settings),
         report_url=(
             f"{settings.reports.url}/apis/finetune.dev/v1alpha1/namespaces/{meta.namespace}/finetunes/{meta.name}/report"
         ),
@@ -187,20 +185,31 @@ def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str
 
 def _environment(run: RunSpec, settings: Settings) -> list[Object]:
     spec, stage = run.spec, run.stage
-    reference = spec.output.s3.credentials_secret_ref
-    storage = reference.name if reference else settings.storage.credentials_secret
-    environment: list[Object] = [
-        {"name": "HOME", "value": f"{volumes.WORK}/home"},
-        _secret("AWS_ACCESS_KEY_ID", storage, "AWS_ACCESS_KEY_ID"),
-        _secret("AWS_SECRET_ACCESS_KEY", storage, "AWS_SECRET_ACCESS_KEY"),
-        _secret("AWS_SESSION_TOKEN", storage, "AWS_SESSION_TOKEN", optional=True),
-    ]
+    environment = storage_environment(spec, settings)
     if stage == "prepare":
         environment += _hub(spec, settings)
     if stage == "export" and spec.output.hub:
         token = spec.output.hub.token_secret_ref
         environment += [*_hub_endpoint(settings), _secret("FINETUNE_OUTPUT_HF_TOKEN", token.name, token.key)]
     return environment + (_tracking_credentials(run.tracking) if run.tracking else [])
+
+
+def storage_environment(spec: FineTuneSpec, settings: Settings) -> list[Object]:
+    """The credentials of the bucket, and a home that can be written to."""
+    reference = spec.output.s3.credentials_secret_ref
+    storage = reference.name if reference else settings.storage.credentials_secret
+    return [
+        {"name": "HOME", "value": f"{volumes.WORK}/home"},
+        _secret("AWS_ACCESS_KEY_ID", storage, "AWS_ACCESS_KEY_ID"),
+        _secret("AWS_SECRET_ACCESS_KEY", storage, "AWS_SECRET_ACCESS_KEY"),
+        _secret("AWS_SESSION_TOKEN", storage, "AWS_SESSION_TOKEN", optional=True),
+    ]
+
+
+def storage_of(spec: FineTuneSpec, settings: Settings) -> Storage:
+    """Where the FineTune's artifacts go."""
+    chart = settings.storage
+    return Storage(uri=spec.output.s3.uri or chart.uri, endpoint=chart.endpoint, region=chart.region)
 
 
 def _tracking(spec: FineTuneSpec, settings: Settings) -> Tracking | None:

@@ -11,7 +11,7 @@ from finetune_operator import labels, logs, metrics
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.context import Context
 from finetune_operator.event import Event
-from finetune_operator.finetune import explain, twins
+from finetune_operator.finetune import explain, finalizer, twins
 from finetune_operator.finetune.jobs import rendezvous
 from finetune_operator.finetune.plan import SAME_RUN, Plan, plan
 from finetune_operator.finetune.status import to_json
@@ -30,15 +30,15 @@ async def reconcile(context: Context, key: Key) -> float | None:
     newborn = context.newborn.pop(key, None)
     raw = newborn or await context.kube.get(FINETUNES, key.namespace, key.name)
     if raw is None or raw["metadata"].get("deletionTimestamp"):
-        # Its children are deleted by the garbage collector: they carry an owner reference.
         context.reports.forget(key)
         metrics.phases.set(*key, None)
-        return None
+        return await finalizer.reconcile(context, key, raw) if raw is not None else None
     try:
         parent = FineTune.model_validate(raw)
     except ValidationError as error:
         await _say_invalid(context, raw, error)
         return None
+    raw = await finalizer.keep(context, raw, parent.spec.deletion_policy)
     # A newborn has no children; should a watch have shown us an old one, creating its Job again does nothing.
     jobs, pods = ([], []) if newborn else await _children(context, key)
     context.reports.keep_only(key, {pod["metadata"]["name"] for pod in pods})

@@ -32,6 +32,11 @@ def of(spec: FineTuneSpec, stage: Stage, settings: Settings) -> list[Mounted]:
     return mounted
 
 
+def of_cleanup() -> list[Mounted]:
+    """The clean-up reads its spec and needs nothing else."""
+    return [_run_spec(), _empty("work", WORK), _empty("tmp", "/tmp")]
+
+
 def _run_spec() -> Mounted:
     field = {"path": "spec.json", "fieldRef": {"fieldPath": f"metadata.annotations['{labels.RUN_SPEC}']"}}
     return (

@@ -78,6 +78,10 @@ def parser() -> argparse.ArgumentParser:
         )
     merge = commands.add_parser("merge", help="in a serving pod: merge an adapter into its base model", add_help=False)
     merge.add_argument("rest", nargs=argparse.REMAINDER)
+    cleanup = commands.add_parser(
+        "cleanup", help="in a Job: delete what a deleted FineTune alone owned", add_help=False
+    )
+    cleanup.add_argument("rest", nargs=argparse.REMAINDER)
     return root
 
 
@@ -94,6 +98,10 @@ def main(argv: list[str] | None = None) -> int:
         from finetune_trainer.merge import main as merge
 
         return int(merge(argv[1:]) or 0)
+    if argv[:1] == ["cleanup"]:  # nor have those of the clean-up
+        from finetune_trainer.cleanup import main as cleanup
+
+        return cleanup(argv[1:])
     arguments = parser().parse_args(argv)
     if arguments.command in MODULES:
         return _local(arguments)
