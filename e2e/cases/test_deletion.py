@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from e2e.cases.conftest import Apply
+from e2e.cases.conftest import Apply, make_namespace
 from e2e.cases.objects import finetune
 from e2e.kubectl import Kubectl
 from e2e.storage import open_storage
@@ -36,8 +36,10 @@ def test_its_own_run_goes_and_the_adapter_that_another_one_names_stays(
     assert {"ArtifactsDeleted"} <= {event["reason"] for event in told}
 
 
-def test_a_namespace_with_such_an_object_is_deleted(namespace: str, kubectl: Kubectl, apply: Apply, seed: int) -> None:
+def test_a_namespace_with_such_an_object_is_deleted(kubectl: Kubectl, apply: Apply, seed: int) -> None:
+    namespace = make_namespace(kubectl, f"e2e-deleted-{seed:08x}")
     tune = apply(finetune("kept", namespace, seed, deletionPolicy="Delete"))
     tune.wait_true("Complete")
+    assert tune.get()["metadata"]["finalizers"] == ["finetune.dev/artifacts"]
     kubectl.run("delete", "namespace", namespace, "--wait=false")
     kubectl.wait_gone(f"namespace/{namespace}", timeout=180)
