@@ -16,7 +16,7 @@ from e2e.demo.chat import ask
 from e2e.kubectl import Kubectl, Object, is_true
 
 NAMESPACE = "e2e-canary"
-STEPS = 20
+STEPS = 4
 ASKED = 60
 
 
@@ -46,7 +46,7 @@ def bot(kubectl: Kubectl, tune: Handle) -> Handle:
 @pytest.fixture(scope="module")
 def client(kubectl: Kubectl, bot: Handle) -> Iterator[Client]:
     """Traffic through all of it."""
-    with kubectl.port_forward(NAMESPACE, "service/bot", 80) as address, Client(address, "bot") as client:
+    with kubectl.port_forward(NAMESPACE, "service/bot", 80) as address, Client(address, "bot", every=1.0) as client:
         yield client
 
 

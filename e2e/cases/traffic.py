@@ -17,6 +17,7 @@ class Client:
 
     address: str
     model: str
+    every: float = 0.2
     answered_by: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -31,7 +32,7 @@ class Client:
         self._thread.join(timeout=60)
 
     def _run(self) -> None:
-        while not self._stop.wait(0.2):
+        while not self._stop.wait(self.every):
             try:
                 self.answered_by.append(ask(self.address, self.model, QUESTION, max_tokens=8).model)
             except (AskFailed, OSError) as failure:
