@@ -306,7 +306,12 @@ def test_two_nodes_are_an_indexed_job_with_a_service_and_its_first_pod_speaks(
     job = run.job("train")
     assert (job["spec"]["completions"], job["spec"]["completionMode"]) == (2, "Indexed")
     name = job["spec"]["template"]["spec"]["subdomain"]
-    service = until(lambda: kube.get(f"/api/v1/namespaces/{namespace}/services/{name}"), "the Service")
+
+    def services() -> list[Object]:
+        found = kube.get(f"/api/v1/namespaces/{namespace}/services")["items"]
+        return [service for service in found if service["metadata"]["name"] == name]
+
+    (service,) = until(services, "the Service, which comes after its Job")
     assert service["spec"]["clusterIP"] == "None"
     assert service["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
     first = kubelet.start_pod(kube, job, 0)

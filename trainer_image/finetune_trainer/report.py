@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import ssl
 import threading
 import time
@@ -59,10 +60,13 @@ class Listener(Protocol):
 
 
 class Reporter:
-    """Posts to the operator's report server, beside the training; says nothing when there is no server."""
+    """Posts to the operator's report server, beside the training; says nothing when there is no server. Of several
+    processes the first one speaks for all.
+    """
 
     def __init__(self, spec: RunSpec, token: Path = TOKEN, ca: Path = CA, interval: float = INTERVAL) -> None:
-        self.url, self.job, self.token, self.ca, self.interval = spec.report_url, spec.job, token, ca, interval
+        self.url = spec.report_url if os.environ.get("RANK", "0") == "0" else None
+        self.job, self.token, self.ca, self.interval = spec.job, token, ca, interval
         self._last = -interval
         self._sending: threading.Thread | None = None
         self._warned = False

@@ -88,7 +88,7 @@ def finish(result: Result, spec: RunSpec | None) -> int:
         path.write_bytes(result.wire())
     except OSError as error:
         log.warning("the termination message %s cannot be written: %s", path, error)
-    if spec is not None and spec.report_url and os.environ.get("RANK", "0") == "0":
+    if spec is not None and spec.report_url:
         from finetune_trainer.report import Reporter
 
         Reporter(spec).result(result)

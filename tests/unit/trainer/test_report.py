@@ -88,6 +88,17 @@ def test_what_the_pod_is_at_is_told_in_this_order(operator: Operator, tmp_path: 
     ]
 
 
+def test_of_several_processes_the_first_one_speaks(
+    operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    sender = reporter(operator.url, tmp_path)
+    sender.loads()
+    sender.waits("downloading s3://finetune/x: http://minio:9000 does not answer")
+    assert not sender.progress(PROGRESS)
+    assert operator.received == []
+
+
 def test_trainer_status_has_kubeflows_fields() -> None:
     status = trainer_status(PROGRESS.model_copy(update={"reported_at": "2026-01-01T00:00:00Z"}))
     assert status["progressPercentage"] == 30
