@@ -9,7 +9,6 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_operator.api.finetune import FineTune
-from finetune_operator.api.unsupported import NOT_SUPPORTED_YET
 from finetune_trainer.command import apirules
 from finetune_trainer.command.cli import main
 from tests.integration.crd_cases import Case, changed
@@ -19,7 +18,6 @@ from tests.integration.test_crd_finetune import (
     FORBIDDEN_URL,
     FORBIDDEN_URLS,
     MINIMAL,
-    NOT_SUPPORTED_EXAMPLES,
     url,
 )
 
@@ -51,11 +49,6 @@ def test_what_the_api_server_accepts_breaks_no_rule(case: Case) -> None:
 def test_urls_are_judged_alike(address: str) -> None:
     expected = [f"{FORBIDDEN_URL.at}: {FORBIDDEN_URL.message}"] if address in FORBIDDEN_URLS else []
     assert broken(url(address)) == expected
-
-
-@pytest.mark.parametrize("path", NOT_SUPPORTED_YET["FineTune"])
-def test_what_is_not_supported_yet_is_refused_here_too(path: str) -> None:
-    assert f"spec.{path}: {path}: not supported yet" in (broken(NOT_SUPPORTED_EXAMPLES[path]) or [])
 
 
 def test_a_file_that_breaks_rules_is_refused_with_all_of_them(
