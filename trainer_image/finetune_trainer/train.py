@@ -101,7 +101,7 @@ def attempt(
         find_world,
         first_on_node,
         share_start,
-        wait_for_all,
+        summed,
     )
     from finetune_trainer.training.fit import Fit
     from finetune_trainer.training.layout import choose_layout
@@ -170,8 +170,9 @@ def attempt(
         with sigterm.deferred():
             done = fit.run(checkpoints.save, tell, lambda: sigterm.received, lambda: measure()["loss"])
             checkpoints.wait()
-            wait_for_all(world, device)  # a pod that comes back joins the others only when all have gone
-        if not done or sigterm.received:  # a signal during the last step counts too: what follows can take long
+            # A pod that comes back joins the others only when all have gone.
+            told = summed(world, float(sigterm.received), device=device)[0]
+        if not done or told or sigterm.received:  # a signal during the last step counts too: what follows can take long
             raise Interrupted(f"interrupted after step {fit.state.step}/{plan.steps}; its checkpoint is saved")
 
         tasks = None

@@ -41,11 +41,13 @@ class Setup:
         layout: str = "flat",
         world: World = World(),  # noqa: B008  # it is frozen
         shared: bool = False,
+        counts: tuple[int, int] | None = None,
     ) -> None:
-        """`shared`: the base model is shared out over the world's processes."""
+        """`shared`: the base model is shared out over the world's processes. `counts`: rows, and those held out."""
         kind = spec.objective.type
         make, count = {"SFT": (make_rows, 24), "KTO": (make_judged, 6)}.get(kind, (make_pairs, 6))
-        dataset = write_dataset(folder / "data", make(count), make(5, seed=1))
+        count, held_out = counts or (count, 5)
+        dataset = write_dataset(folder / "data", make(count), make(held_out, seed=1))
         self.rows, self.held_out = (Rows(dataset, split, folder / "scratch") for split in ("train", "evaluation"))
         shards = Shards(world, CPU) if shared else None
         base = load_base_model(model, spec, FP32, CPU, shards)

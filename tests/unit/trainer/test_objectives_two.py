@@ -29,12 +29,13 @@ def setup(
     size: int,
     method: Any = DROPOUT,
     shared: bool = False,
+    rows: tuple[int, int] | None = None,
     **training: Any,
 ) -> Setup:
     from finetune_trainer.training.distributed import World
 
     spec = finetune_spec(objective={"type": kind}, method=method, training=TRAINING | training, checkpoint={"every": 1})
-    return Setup(folder, Path(model), spec, micro_batch=2, world=World(rank, size), shared=shared)
+    return Setup(folder, Path(model), spec, micro_batch=2, world=World(rank, size), shared=shared, counts=rows)
 
 
 def trained(kind: str, model: str, folder: Path, rank: int = 0, size: int = 1, shared: bool = False) -> dict[str, Any]:
@@ -80,8 +81,15 @@ def spoilt(kind: str, model: str, folder: Path, rank: int, size: int) -> None:
     run.run(1)
 
 
-def process(body: str, kind: str, model: str, folder: str) -> int:
-    """One of two; leaves what `body` gives, or why it failed."""
+def few(kind: str, model: str, folder: Path, rank: int = 0, size: int = 1) -> dict[str, Any]:
+    """Six rows a step out of four, and less to evaluate than there are processes."""
+    still = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0}}
+    run = setup(kind, model, folder, rank, size, method=still, batchSize=6, neftuneAlpha=None, rows=(4, 2))
+    return {"losses": run.run(2), "measured": run.measure(run.held_out)}
+
+
+def process(body: str, kind: str, model: str, folder: str, size: int = 2) -> int:
+    """One of them; leaves what `body` gives, or why it failed."""
     from finetune_trainer.failures import RunFailure
     from finetune_trainer.training import peers
     from finetune_trainer.training.distributed import World
@@ -89,8 +97,8 @@ def process(body: str, kind: str, model: str, folder: str) -> int:
     peers.VERDICT_SECONDS, peers.LEAVE_SECONDS = 0.5, 0.5
     rank, result = int(os.environ["JOB_COMPLETION_INDEX"]), Path(os.environ["TERMINATION_LOG"])
     try:
-        with peers.joined(World(rank, 2), CPU, lambda failure: os._exit(3)):
-            found = BODIES[body](kind, model, Path(folder) / f"rank-{rank}", rank, 2)
+        with peers.joined(World(rank, size), CPU, lambda failure: os._exit(3)):
+            found = BODIES[body](kind, model, Path(folder) / f"rank-{rank}", rank, size)
     except RunFailure as failure:
         result.write_text(json.dumps([failure.reason, failure.message]))
         return 1
@@ -99,7 +107,7 @@ def process(body: str, kind: str, model: str, folder: str) -> int:
 
 
 def results(pods: Pods) -> list[Any]:
-    return [json.loads(pods.result(index).read_text()) for index in range(2)]
+    return [json.loads(pods.result(index).read_text()) for index in range(len(pods.processes))]
 
 
 @pytest.mark.parametrize("kind", ["DPO", "KTO", "ORPO", "Reward"])
@@ -125,6 +133,19 @@ def test_micro_batches_that_do_not_come_out_even_change_no_loss(tmp_path: Path, 
     assert results(pods) == [pytest.approx(one, abs=1e-4)] * 2
 
 
+@pytest.mark.parametrize("kind", ["SFT", "KTO"])
+def test_three_processes_with_fewer_rows_than_they_are_have_the_losses_of_one(
+    kind: str, tmp_path: Path, tiny_llama: Path
+) -> None:
+    with Pods(3, tmp_path / "pods", f"{HERE}:process", "few", kind, str(tiny_llama), str(tmp_path), 3) as pods:
+        one = few(kind, str(tiny_llama), tmp_path / "one")
+        assert pods.wait() == [0, 0, 0], pods.logs()
+    first, *others = results(pods)
+    assert others == [first, first]
+    assert first["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    assert first["measured"] == pytest.approx(one["measured"], abs=1e-3)
+
+
 def test_two_processes_stop_early_at_the_same_step_with_the_same_best_weights(tmp_path: Path, tiny_llama: Path) -> None:
     with Pods(2, tmp_path / "pods", f"{HERE}:process", "stopped", "DPO", str(tiny_llama), str(tmp_path)) as pods:
         one = stopped("DPO", str(tiny_llama), tmp_path / "one")
@@ -144,4 +165,4 @@ def test_a_loss_that_is_not_finite_in_one_process_is_the_reason_of_both(tmp_path
     assert first[0] == "NonFiniteLoss" and "step 1" in first[1]
 
 
-BODIES = {"whole_and_shared": whole_and_shared, "uneven": uneven, "stopped": stopped, "spoilt": spoilt}
+BODIES = {"whole_and_shared": whole_and_shared, "uneven": uneven, "few": few, "stopped": stopped, "spoilt": spoilt}

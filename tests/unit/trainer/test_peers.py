@@ -1,6 +1,7 @@
 """Processes that end together: whatever becomes of one of them, all say the same, soon."""
 
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -75,6 +76,32 @@ def starts(differ: bool) -> int:
     return together("start", int(os.environ["JOB_COMPLETION_INDEX"]))
 
 
+def plan() -> None:
+    """The second process's GPU has less memory: room for fewer rows, computed twice."""
+    import torch
+
+    from finetune_trainer.memory.plan import as_all_can
+    from finetune_trainer.training.distributed import World
+
+    rank = int(os.environ["JOB_COMPLETION_INDEX"])
+    own = [(8, False), (2, True)][rank]
+    assert as_all_can(World(rank=rank, size=2), *own, torch.device("cpu")) == (2, True)
+
+
+def plans() -> int:
+    ACTS["plan"] = plan
+    return together("plan", int(os.environ["JOB_COMPLETION_INDEX"]))
+
+
+def late(log: str) -> int:
+    """The first process starts when the other one waits for it already."""
+    if os.environ["JOB_COMPLETION_INDEX"] == "0":
+        while "all meet at" not in Path(log).read_text():
+            os.sched_yield()
+    logging.basicConfig(level=logging.INFO)
+    return together("nothing", 0)
+
+
 def bug() -> None:
     raise KeyError("batch")
 
@@ -124,6 +151,17 @@ def test_a_process_that_goes_silent_ends_the_others_though_they_are_stuck(tmp_pa
         pods.processes[1 - at].join(60)
         assert pods.processes[1 - at].exitcode == 1, pods.logs()
         assert verdicts(pods) == ["PeerLost"]
+
+
+def test_all_make_the_passes_that_the_smallest_gpu_can(tmp_path: Path) -> None:
+    with Pods(2, tmp_path, f"{HERE}:plans") as pods:
+        assert pods.wait() == [0, 0], pods.logs()
+
+
+def test_a_first_pod_that_comes_last_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "log-1.txt").touch()
+    with Pods(2, tmp_path, f"{HERE}:late", str(tmp_path / "log-1.txt")) as pods:
+        assert pods.wait() == [0, 0], pods.logs()
 
 
 def test_all_begin_with_the_first_ones_weights(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from finetune_trainer.memory.estimate import Workload, estimate, longest_row
 from finetune_trainer.memory.verdict import placed, what_would_fit
 from finetune_trainer.methods.combinations import can_checkpoint
 from finetune_trainer.runspec import RunSpec
-from finetune_trainer.training.distributed import World, as_leader_says
+from finetune_trainer.training.distributed import World, least
 from finetune_trainer.training.schedule import total_steps
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ def make_plan(run: RunSpec, model: Path, rows: Rows, world: World, device: torch
     share = training.batch_size // world.size
     shape = architecture(read_config(model))
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
-    shared = as_leader_says(world, choose_shards(run, shape, memory), device) > 1
-    shards = world.size if shared else 1  # pretended GPUs are fewer processes than GPUs
-    micro_batch, checkpointing = choose_micro_batch(run, shape, share, memory, shards)
+    whole = least(world, choose_shards(run, shape, memory) == 1, device)
+    shards = 1 if whole else world.size  # pretended GPUs are fewer processes than GPUs
+    micro_batch, checkpointing = as_all_can(world, *choose_micro_batch(run, shape, share, memory, shards), device)
     plan = Plan(
         steps=total_steps(len(rows), training.batch_size, training.epochs, training.max_steps),
         batch_size=training.batch_size,
@@ -72,6 +72,11 @@ def make_plan(run: RunSpec, model: Path, rows: Rows, world: World, device: torch
         plan.steps, plan.batch_size, world.size, math.ceil(share / plan.micro_batch), plan.micro_batch, plan.rows,
     )  # fmt: skip
     return plan
+
+
+def as_all_can(world: World, micro_batch: int, checkpointing: bool, device: torch.device) -> tuple[int, bool]:
+    """What the GPU with the least memory can do: all make the same passes, which come together in each."""
+    return least(world, micro_batch, device), not least(world, not checkpointing, device)
 
 
 def choose_shards(run: RunSpec, shape: Architecture | None, memory: int | None) -> int:

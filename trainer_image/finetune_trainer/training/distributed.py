@@ -94,6 +94,14 @@ def as_leader_says(world: World, value: int, device: torch.device) -> int:
     return int(summed(world, float(value if world.leads else 0), device=device)[0])
 
 
+def least(world: World, value: int, device: torch.device) -> int:
+    """The smallest of all processes' numbers, in every process."""
+    tensor = torch.tensor(value, device=device)
+    if world.size > 1:
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MIN)
+    return int(tensor)
+
+
 def accompanied(chunks: list[list[int]], most: int, go: Callable[[], object]) -> Iterator[list[int]]:
     """The chunks, and after them as many passes for nothing as another process has chunks more: what is shared out over
     the processes is gathered by all together, so all make `most` passes.
