@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_trainer.memory.architecture import LLAMA_LIKE, OTHERS, Architecture, architecture
+from finetune_trainer.memory.architecture import Architecture, architecture
+from finetune_trainer.memory.families import FAMILIES
 from finetune_trainer.memory.trainable import ia3_modules
 
 # Only names are shown, so any sizes do.
@@ -12,13 +13,15 @@ SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "ffn_dim": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
     "vocab_size": 64, "max_position_embeddings": 64,
 }  # fmt: skip
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 def targets_table() -> str:
     """One row for all families with the same layers."""
     families: dict[tuple[str, str], list[str]] = {}
-    for kind in sorted(LLAMA_LIKE | OTHERS.keys()):
-        shape = architecture({"model_type": kind, **SIZES})
+    for kind in sorted(FAMILIES):
+        experts = EXPERTS if FAMILIES[kind].experts else {}
+        shape = architecture({"model_type": kind, **SIZES, **experts})
         assert shape
         families.setdefault((_names(shape), _ia3(shape)), []).append(kind)
     rows = [f"| {', '.join(kinds)} | {names} | {scaled} |" for (names, scaled), kinds in families.items()]

@@ -27,6 +27,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": SMALL | {"ffn_dim": 96, "max_position_embeddings": 32, "word_embed_proj_dim": 64, "pad_token_id": 0},
 }  # fmt: skip
 
+GROUPED = SMALL | {"intermediate_size": 96, "num_key_value_heads": 2, "pad_token_id": 0}
+EXPERTS = GROUPED | {"num_experts_per_tok": 2}
+# The others that config.json alone is enough for: counted here, measured by bench/memory.py.
+KNOWN: dict[str, dict[str, Any]] = FAMILIES | {
+    **dict.fromkeys(("phi", "olmo", "olmo3", "stablelm", "starcoder2", "cohere", "cohere2", "exaone4"), GROUPED),
+    **dict.fromkeys(("helium", "glm", "glm4", "seed_oss", "ernie4_5"), GROUPED | {"head_dim": 16}),
+    "ministral": GROUPED | {"head_dim": 16},
+    "gpt_bigcode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32},
+    "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32, "rotary_dim": 4},
+    "mixtral": EXPERTS | {"num_local_experts": 4},
+    "granitemoe": EXPERTS | {"num_local_experts": 4},
+    "olmoe": EXPERTS | {"num_experts": 4},
+    "qwen2_moe": EXPERTS | {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48},
+    "qwen3_moe": EXPERTS | {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 16},
+    "gpt_oss": EXPERTS | {"num_local_experts": 4, "head_dim": 16},
+}  # fmt: skip
+
 
 def make_model(folder: Path, kind: str) -> Path:
     """A small model of a family with the tiny tokenizer."""

@@ -10,7 +10,7 @@ from finetune_trainer.memory.architecture import architecture
 from finetune_trainer.memory.trainable import trainable_parameters
 from finetune_trainer.methods.configs import peft_config
 
-from .families import FAMILIES
+from .families import KNOWN
 from .test_methods import lora
 from .tiny import finetune_spec
 
@@ -46,7 +46,7 @@ def network(kind: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **FAMILIES[kind]))
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KNOWN[kind]))
 
 
 def counted_by_peft(kind: str, spec: Any) -> int:
@@ -81,7 +81,7 @@ EVERYWHERE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", KNOWN)
 def test_counts_are_those_of_transformers_and_peft(kind: str) -> None:
     shape = architecture(network(kind).config.to_dict())
     assert shape

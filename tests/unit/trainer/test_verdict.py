@@ -1,10 +1,13 @@
 """Verdicts: what fits, how the base model lies on the GPUs, and what would fit."""
 
+import re
 from typing import Any
 
 import pytest
 
-from finetune_trainer.memory.estimate import GIB, Workload, estimate
+from finetune_operator.api.finetune import FineTuneSpec
+from finetune_trainer.memory.architecture import architecture
+from finetune_trainer.memory.estimate import GIB, Workload, estimate, longest_row
 from finetune_trainer.memory.verdict import placed, verdict
 from finetune_trainer.methods.combinations import SHARING_RULES
 
@@ -140,3 +143,80 @@ def test_what_reads_base_weights_for_its_start_is_shared_out_too(method: dict[st
 def test_every_sharing_rule_names_a_field_and_a_way_out() -> None:
     for rule in SHARING_RULES:
         assert rule.message.startswith(("method.", "training.")) and "; use " in rule.message
+
+
+def follow(asked: FineTuneSpec, advice: str, needed: str) -> FineTuneSpec:
+    """The spec with a piece of advice done, and what each piece needs besides."""
+    data = asked.model_dump(by_alias=True)
+    for change in (advice, *needed.split(" and ")):
+        if gpu := re.fullmatch(r"a GPU with (\d+) GiB or more", change):
+            data["resources"]["gpuMemory"] = f"{gpu[1]}Gi"
+        elif gpus := re.fullmatch(r"(\d+) GPUs that share the base model .*", change):
+            data["resources"] |= {"gpus": int(gpus[1]), "nodes": 1}
+        elif change:
+            for line in change.split(" with "):
+                path, _, value = line.partition(": ")
+                *parents, last = path.split(".")
+                part = data
+                for name in parents:
+                    part = part[name]
+                part[last] = int(value) if value.isdigit() else value
+                if path == "method.type":
+                    data["method"]["quantization"]["type"] = "NF4"
+    return FineTuneSpec.model_validate(data)
+
+
+ADVISED = [
+    (model, method, parts)
+    for model in ("Llama-3.1-8B", "Llama-2-13B", "Llama-3.1-70B")
+    for method in ("LoRA", "QLoRA")
+    for parts in (
+        {"training": {"maxLength": 1024, "batchSize": 16}},
+        {"training": {"maxLength": 32768, "batchSize": 16}},
+        {"training": {"maxLength": 2048, "batchSize": 16, "microBatchSize": 8}},
+        {"training": {"maxLength": 4096, "batchSize": 16, "gradientCheckpointing": "Disabled"}},
+        {"training": {"maxLength": 4096, "batchSize": 16, "gradientCheckpointing": "Disabled", "microBatchSize": 4}},
+        {"training": {"maxLength": 2048, "batchSize": 16}, "objective": {"type": "DPO"}},
+        {"training": {"maxLength": 8192, "batchSize": 16}, "resources": {"gpus": 4}},
+        {"training": {"maxLength": 1024, "batchSize": 16}, "lora": {"useDora": True}},
+        {"training": {"maxLength": 1024, "batchSize": 16}, "lora": {"modulesToSave": ["lm_head"]}},
+    )
+]
+
+
+@pytest.mark.parametrize("memory", ["8Gi", "16Gi", "24Gi", "40Gi"])
+def test_whoever_follows_one_piece_of_advice_fits(memory: str) -> None:
+    followed = 0
+    for model, method, parts in ADVISED:
+        resources = {**parts.get("resources", {}), "gpuMemory": memory}
+        asked = spec(method, 16, **{**parts, "resources": resources, "lora": dict(parts.get("lora", {}))})
+        found = verdict(shape(model), Workload(asked, longest_row(asked)))
+        if found.verdict == "Fits":
+            continue
+        message = (found.message or "").partition("; the GPUs cannot share")[0]
+        if found.largest_micro_batch:
+            change = f"training.microBatchSize: {found.largest_micro_batch}"
+            advices, needed = [change], ""
+        else:
+            options, _, needed = message.partition("; what would fit: ")[2].partition("; each with ")
+            advices = options.split(", or ")
+        assert advices, message
+        for advice in advices:
+            changed = follow(asked, advice, needed)
+            again = verdict(shape(model), Workload(changed, longest_row(changed)))
+            assert again.verdict == "Fits", (model, method, parts, advice, needed, again.message)
+            followed += 1
+    assert followed > 10
+
+
+def test_experts_are_not_shared_out() -> None:
+    config = {"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+              "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
+              "num_experts_per_tok": 2}  # fmt: skip
+    mixtral = architecture(config)
+    assert mixtral and mixtral.parameters == 46_702_792_704
+    asked = spec("QLoRA", 16, ATTENTION, resources={"gpus": 4, "gpuMemory": "24Gi"})
+    found = verdict(mixtral, Workload(asked, 512))
+    assert found.verdict == "DoesNotFit" and "experts as those of a mixtral model are not shared out" in found.message
+    weights = estimate(mixtral, Workload(asked, 512), 1, True).parts[0].expected
+    assert weights > 2 * 32 * mixtral.experts.parameters  # which bitsandbytes leaves in 16 bit

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.failures import BASE_MODEL_NOT_FOUND, RunFailure
+from finetune_trainer.memory.families import FAMILIES, INPUT, KEPT_BY_ACTIVATION, Family
 
 Config = Mapping[str, Any]
 
@@ -22,12 +23,14 @@ HEAD = "lm_head"  # the output head of every class in transformers that we know
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear layer of a block: its path within the block, its inputs, its outputs, and whether it has a bias."""
+    """One linear layer of a block: its path within the block, its inputs, its outputs, whether it has a bias, and what
+    it reads: layers that read the same share one tensor."""
 
     path: str
     inputs: int
     outputs: int
     bias: bool = False
+    reads: str = ""
 
     @property
     def name(self) -> str:
@@ -39,23 +42,50 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The experts of a block, stacked into tensors that are no linear layers, and their router."""
+
+    number: int
+    chosen: int  # for each token
+    intermediate: int
+    parameters: int
+    biases: int
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """What memory depends on. `norms`: parameters of a block that are in no linear layer."""
+    """What memory depends on."""
 
     model_type: str
-    block: str  # where blocks are, e.g. model.layers.{}
+    family: Family
     layers: int
     hidden: int
     intermediate: int
     vocabulary: int
+    heads: int
     query: int  # outputs of all query heads together
     key_value: int  # outputs of all key heads together
     linears: tuple[Linear, ...]
-    norms: int
-    embeddings: int  # parameters of all embeddings and the final norm
+    norms: int  # of a block, over the hidden width
+    head_norms: int  # values that a block's norms of queries and keys take in
+    vectors: int  # parameters of a block in norms and the like
+    embeddings: int  # parameters of all embeddings and norms outside of the blocks
     head: int  # parameters of the output head, 0 when it is the embedding
-    norm_biases: int = 0  # those of all LayerNorms; RMSNorm has none
-    embedding: str = "model.embed_tokens"  # full name of the word embedding
+    norm_biases: int  # those of all LayerNorms; RMSNorm has none
+    activation: str
+    dropout: bool  # whether the model has a dropout of its own
+    capped: bool  # whether tanh bounds the logits
+    experts: Experts | None = None
+
+    @property
+    def block(self) -> str:
+        """Where blocks are, e.g. model.layers.{}."""
+        return self.family.block
+
+    @property
+    def embedding(self) -> str:
+        """Full name of the word embedding."""
+        return self.family.embedding
 
     @property
     def linear_weights(self) -> int:
@@ -69,11 +99,34 @@ class Architecture:
     @property
     def biases(self) -> int:
         """Every parameter that is called bias."""
-        return self.linear_biases + self.norm_biases
+        experts = self.layers * self.experts.biases if self.experts else 0
+        return self.linear_biases + self.norm_biases + experts + (self.vocabulary if self.family.head_bias else 0)
 
     @property
     def parameters(self) -> int:
-        return self.linear_weights + self.linear_biases + self.layers * self.norms + self.embeddings + self.head
+        vectors = self.vectors + (self.experts.parameters if self.experts else 0)
+        return self.linear_weights + self.linear_biases + self.layers * vectors + self.embeddings + self.head
+
+    def kept(self, width: int, length: int) -> int:
+        """Bytes per token that a block keeps for its backward pass, besides what a method's own layers keep.
+
+        After Korthikanti et al. 2022 ("Reducing Activation Recomputation"), section 4, recounted for frozen weights,
+        whose inputs need not be kept, as transformers' modules compute under CUDA's autocast. `width`: bytes of a
+        value; `length`: tokens that each token is compared with where attention keeps its scores.
+        """
+        family, wide = self.family, width == 4
+        norms = 4 * (self.norms * self.hidden + self.head_norms)  # they compute in float32
+        if family.repeats:
+            attention = width * 3 * self.query
+        else:  # a fused kernel also keeps what comes out
+            attention = width * (self.query + 2 * self.key_value + (0 if any(family.scores) else self.query))
+        scores = self.heads * length * family.scores[wide]
+        masks = 2 * self.hidden if self.dropout else 0
+        two_layers = KEPT_BY_ACTIVATION.get(self.activation, INPUT)[wide] + (2 * width if family.gated else 0)
+        mlp = self.intermediate * two_layers
+        if self.experts:
+            mlp += width * self.experts.chosen * (family.expert_values * self.experts.intermediate + self.hidden)
+        return norms + attention + scores + masks + mlp
 
     def targets(
         self, asked: Iterable[str], excluded: Iterable[str] = (), only_layers: Iterable[int] = ()
@@ -117,194 +170,127 @@ def read_config(directory: Path) -> Config:
 def architecture(config: Config) -> Architecture | None:
     """The architecture that a config describes, None when it is none that we know."""
     kind = str(config.get("model_type", ""))
-    if config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts"):
-        return None  # experts are not linear layers but stacked tensors: other rules hold
-    build = OTHERS.get(kind)
-    if build:
-        return build(config)
-    needed = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-    return _llama(config) if kind in LLAMA_LIKE and all(name in config for name in needed) else None
+    family = FAMILIES.get(kind)
+    if family is None or any(config.get(name) for name in UNKNOWN):
+        return None
+    config = named(config, family)
+    if not all(config.get(name) for name in NEEDED) or (family.gated and not config.get("intermediate_size")):
+        return None
+    if bool(family.experts) != bool(_experts_in(config)) or config.get("word_embed_proj_dim") not in (
+        None,
+        config["hidden_size"],
+    ):
+        return None
+    return _build(kind, family, config)
 
 
-LLAMA_LIKE = frozenset(
-    {
-        "llama",
-        "mistral",
-        "ministral",
-        "qwen2",
-        "qwen3",
-        "gemma",
-        "gemma2",
-        "gemma3",
-        "gemma3_text",
-        "granite",
-        "olmo",
-        "olmo2",
-        "smollm3",
-        "phi3",
-        "stablelm",
-        "exaone4",
-        "helium",
-        "glm",
-        "glm4",
-    }
-)
+NEEDED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+# Options of known types that move norms or layers.
+UNKNOWN = ("qk_layernorm", "use_qk_norm", "mlp_only_layers", "first_k_dense_replace", "alibi")
+OTHER_NAMES = {
+    "hidden_size": ("n_embd", "n_embed"),
+    "num_hidden_layers": ("n_layer", "num_layers"),
+    "num_attention_heads": ("n_head", "num_heads"),
+    "num_key_value_heads": ("num_kv_heads",),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
+    "max_position_embeddings": ("n_positions",),
+    "hidden_act": ("activation_function", "hidden_activation"),
+}
 
 
-def _llama(config: Config) -> Architecture:
-    kind, hidden, intermediate = config["model_type"], config["hidden_size"], config["intermediate_size"]
-    heads = config["num_attention_heads"]
+def named(config: Config, family: Family) -> dict[str, Any]:
+    """A config with Llama's names, and the family's defaults for what it leaves out."""
+    found = {**family.defaults, **{name: value for name, value in config.items() if value is not None}}
+    for name, others in OTHER_NAMES.items():
+        for other in others:
+            if config.get(name) is None and config.get(other) is not None:
+                found[name] = config[other]
+    return found
+
+
+def _experts_in(config: Config) -> int:
+    return config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or 0
+
+
+def _build(kind: str, family: Family, config: Config) -> Architecture:
+    hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
+    heads, inner = config["num_attention_heads"], config.get("intermediate_size") or 4 * config["hidden_size"]
     head = config.get("head_dim") or hidden // heads
-    query, key_value = heads * head, (config.get("num_key_value_heads") or heads) * head
-    qkv_bias = bool(config.get("attention_bias", kind == "qwen2"))
-    out_bias = bool(config.get("attention_bias", False)) and kind != "glm"
-    mlp_bias = bool(config.get("mlp_bias", False))
-    if kind in ("phi3", "glm", "glm4"):
-        mlp: tuple[Linear, ...] = (
-            Linear("mlp.gate_up_proj", hidden, 2 * intermediate),
-            Linear("mlp.down_proj", intermediate, hidden),
-        )
-    else:
-        mlp = (
-            Linear("mlp.gate_proj", hidden, intermediate, mlp_bias),
-            Linear("mlp.up_proj", hidden, intermediate, mlp_bias),
-            Linear("mlp.down_proj", intermediate, hidden, mlp_bias),
-        )
-    if kind == "phi3":
-        attention: tuple[Linear, ...] = (Linear("self_attn.qkv_proj", hidden, query + 2 * key_value),)
-    else:
-        attention = (
-            Linear("self_attn.q_proj", hidden, query, qkv_bias),
-            Linear("self_attn.k_proj", hidden, key_value, qkv_bias),
-            Linear("self_attn.v_proj", hidden, key_value, qkv_bias),
-        )
-    norms = {"gemma2": 4, "gemma3": 4, "gemma3_text": 4, "glm4": 4, "olmo": 0}.get(kind, 2) * hidden
-    if kind in ("qwen3", "gemma3", "gemma3_text"):
-        norms += 2 * head
-    elif kind in ("olmo2", "exaone4"):
-        norms += (query + key_value) if kind == "olmo2" else 2 * head
-    elif kind == "stablelm":
-        norms *= 2  # LayerNorm with bias
-    vocabulary = config["vocab_size"]
-    final = {"olmo": 0, "stablelm": 2 * hidden}.get(kind, hidden)
-    tied = config.get("tie_word_embeddings", kind.startswith("gemma"))
+    query, key_value = heads * head, _key_value_heads(kind, config) * head
+    qkv, out, mlp = (bool(config.get(bias, False)) if isinstance(bias, str) else bias for bias in family.biases)
+    inside = config.get("shared_expert_intermediate_size", 0) if family.experts else inner
+    linears = (
+        *_attention(family, hidden, query, key_value, qkv, out),
+        *(_mlp(family, hidden, inside, mlp) if inside else ()),
+        *(Linear(path, hidden, 1, reads="mlp") for path in family.shared_gate),
+    )
+    norms = family.norms if kind != "falcon" else _falcon_norms(config)
+    head_norms = {"head": 2 * head, "all": query + key_value, "": 0}[family.qk_norm]
+    experts = _experts(family, config, hidden) if family.experts else None
+    positions = 0 if family.positions is None else config["max_position_embeddings"] + family.positions
+    outside = 1 + family.more_norms
+    tied = config.get("tie_word_embeddings", False)
     return Architecture(
         model_type=kind,
-        block="model.layers.{}",
-        layers=config["num_hidden_layers"],
-        hidden=hidden,
-        intermediate=intermediate,
-        vocabulary=vocabulary,
-        query=query,
-        key_value=key_value,
-        linears=(*attention, Linear("self_attn.o_proj", query, hidden, out_bias), *mlp),
-        norms=norms,
-        embeddings=vocabulary * hidden + final,
-        head=0 if tied else vocabulary * hidden,
-        norm_biases=(2 * config["num_hidden_layers"] + 1) * hidden if kind == "stablelm" else 0,
-    )
-
-
-def _gpt2(config: Config) -> Architecture:
-    hidden = config.get("n_embd", config.get("hidden_size", 768))
-    inner = config.get("n_inner") or 4 * hidden
-    return _classic(
-        "gpt2", "transformer.h.{}", config.get("n_layer", 12), hidden, inner, hidden,
-        config.get("vocab_size", 50257), config.get("n_positions", 1024) * hidden, True,
-        ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"), embedding="transformer.wte",
-    )  # fmt: skip
-
-
-def _gpt_neo(config: Config) -> Architecture:
-    hidden, layers = config["hidden_size"], config.get("num_layers") or config["num_hidden_layers"]
-    inner = config.get("intermediate_size") or 4 * hidden
-    attention = tuple(Linear(f"attn.attention.{name}", hidden, hidden) for name in ("k_proj", "v_proj", "q_proj"))
-    return Architecture(
-        "gpt_neo", "transformer.h.{}", layers, hidden, inner, config["vocab_size"], hidden, hidden,
-        (*attention, Linear("attn.attention.out_proj", hidden, hidden, True),
-         Linear("mlp.c_fc", hidden, inner, True), Linear("mlp.c_proj", inner, hidden, True)), 4 * hidden,
-        (config["vocab_size"] + config["max_position_embeddings"] + 2) * hidden, 0,
-        norm_biases=(2 * layers + 1) * hidden, embedding="transformer.wte",
-    )  # fmt: skip
-
-
-def _gpt_neox(config: Config) -> Architecture:
-    hidden = config["hidden_size"]
-    return _classic(
-        "gpt_neox", "gpt_neox.layers.{}", config["num_hidden_layers"], hidden, config["intermediate_size"], hidden,
-        config["vocab_size"], 0, config.get("tie_word_embeddings", False),
-        ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-        embedding="gpt_neox.embed_in",
-    )  # fmt: skip
-
-
-def _bloom(config: Config) -> Architecture:
-    hidden = config.get("hidden_size") or config["n_embed"]
-    return _classic(
-        "bloom", "transformer.h.{}", config.get("n_layer") or config["num_hidden_layers"], hidden, 4 * hidden, hidden,
-        config["vocab_size"], 2 * hidden, True,  # a norm behind the embeddings
-        ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-    )  # fmt: skip
-
-
-def _falcon(config: Config) -> Architecture:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    new = bool(config.get("new_decoder_architecture"))
-    kv_heads = (config.get("num_kv_heads") or heads) if new else (1 if config.get("multi_query", True) else heads)
-    key_value = kv_heads * (hidden // heads)
-    built = _classic(
-        "falcon", "transformer.h.{}", config["num_hidden_layers"], hidden,
-        config.get("ffn_hidden_size") or 4 * hidden, key_value,
-        config["vocab_size"], 0, config.get("tie_word_embeddings", True),
-        ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-        bias=bool(config.get("bias", False)),
-        norms=(4 if new and config.get("num_ln_in_parallel_attn", 2) == 2 else 2) * hidden,
-    )  # fmt: skip
-    return built
-
-
-def _opt(config: Config) -> Architecture:
-    hidden, inner = config["hidden_size"], config["ffn_dim"]
-    attention = tuple(
-        Linear(f"self_attn.{name}", hidden, hidden, True) for name in ("q_proj", "k_proj", "v_proj", "out_proj")
-    )
-    return Architecture(
-        "opt", "model.decoder.layers.{}", config["num_hidden_layers"], hidden, inner, config["vocab_size"],
-        hidden, hidden,
-        (*attention, Linear("fc1", hidden, inner, True), Linear("fc2", inner, hidden, True)), 4 * hidden,
-        config["vocab_size"] * hidden + (config["max_position_embeddings"] + 2) * hidden + 2 * hidden, 0,
-        norm_biases=(2 * config["num_hidden_layers"] + 1) * hidden, embedding="model.decoder.embed_tokens",
-    )  # fmt: skip
-
-
-def _classic(
-    kind: str, block: str, layers: int, hidden: int, inner: int, key_value: int, vocabulary: int, more_embeddings: int,
-    tied: bool,
-    paths: tuple[str, str, str, str], *, bias: bool = True, norms: int | None = None,
-    embedding: str = "transformer.word_embeddings",
-) -> Architecture:  # fmt: skip
-    """A block with one projection for query, key and value, and a plain two-layer MLP."""
-    shapes = ((hidden, hidden + 2 * key_value), (hidden, hidden), (hidden, inner), (inner, hidden))
-    norms = 4 * hidden if norms is None else norms
-    final = hidden + (hidden if kind == "bloom" else 0)  # a norm behind the embeddings, too
-    return Architecture(
-        model_type=kind,
-        block=block,
+        family=family,
         layers=layers,
         hidden=hidden,
-        intermediate=inner,
+        intermediate=inside,
         vocabulary=vocabulary,
-        query=hidden,
+        heads=heads,
+        query=query,
         key_value=key_value,
-        linears=tuple(Linear(path, *shape, bias) for path, shape in zip(paths, shapes, strict=True)),
+        linears=linears,
         norms=norms,
-        embeddings=vocabulary * hidden + more_embeddings + 2 * hidden,
-        head=0 if tied else vocabulary * hidden,
-        norm_biases=layers * norms // 2 + final,
-        embedding=embedding,
+        head_norms=query + key_value if family.qk_norm else 0,
+        vectors=norms * family.norm_size * hidden + head_norms + (heads if family.sinks else 0),
+        embeddings=(vocabulary + positions + outside * family.norm_size) * hidden,
+        head=0 if tied else vocabulary * hidden + (vocabulary if family.head_bias else 0),
+        norm_biases=(layers * norms + outside) * hidden if family.norm_size == 2 else 0,
+        activation=str(config.get("hidden_act", "")),
+        dropout=bool(config.get(family.dropout)),
+        capped=bool(config.get("final_logit_softcapping")),
+        experts=experts,
     )
 
 
-OTHERS = {
-    "gpt2": _gpt2, "gpt_neo": _gpt_neo, "gpt_neox": _gpt_neox, "bloom": _bloom, "falcon": _falcon, "opt": _opt,
-}  # fmt: skip
+def _attention(family: Family, hidden: int, query: int, key_value: int, qkv: bool, out: bool) -> tuple[Linear, ...]:
+    *before, last = family.attention
+    if len(before) == 1:
+        return (
+            Linear(before[0], hidden, query + 2 * key_value, qkv, "attention"),
+            Linear(last, query, hidden, out, "heads"),
+        )
+    sizes = [query if path.endswith("q_proj") else key_value for path in before]
+    return (
+        *(Linear(path, hidden, size, qkv, "attention") for path, size in zip(before, sizes, strict=True)),
+        Linear(last, query, hidden, out, "heads"),
+    )
+
+
+def _mlp(family: Family, hidden: int, inner: int, bias: bool) -> tuple[Linear, ...]:
+    *before, last = family.mlp
+    first = 2 * inner if family.gated and len(before) == 1 else inner
+    return (
+        *(Linear(path, hidden, first, bias, "mlp") for path in before),
+        Linear(last, inner, hidden, bias, "product"),
+    )
+
+
+def _experts(family: Family, config: Config, hidden: int) -> Experts:
+    number, inner = _experts_in(config), config.get("moe_intermediate_size") or config["intermediate_size"]
+    biases = number * (2 * inner + hidden + 1) if family.expert_biases else 0
+    parameters = number * 3 * inner * hidden + number * hidden + biases
+    return Experts(number, config["num_experts_per_tok"], inner, parameters, biases)
+
+
+def _key_value_heads(kind: str, config: Config) -> int:
+    heads: int = config["num_attention_heads"]
+    if kind in ("falcon", "gpt_bigcode") and not config.get("new_decoder_architecture"):
+        return 1 if config.get("multi_query", True) else heads
+    return config.get("num_key_value_heads") or heads
+
+
+def _falcon_norms(config: Config) -> int:
+    parallel = config.get("num_ln_in_parallel_attn", 2 if config.get("new_decoder_architecture") else 1)
+    return 2 if not config.get("parallel_attn", True) or parallel == 2 else 1

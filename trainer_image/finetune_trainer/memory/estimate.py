@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.memory.architecture import Architecture
-from finetune_trainer.memory.trainable import trainable_parameters
+from finetune_trainer.memory.trainable import lora_targets, rank_of, trainable_parameters
 from finetune_trainer.methods.combinations import LORA_METHODS, virtual_tokens
 
 GIB = 1 << 30
@@ -78,13 +78,14 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
     trained = trainable_parameters(shape, spec)
     tokens = micro_batch * (work.row_tokens + (spec.method.virtual_tokens.count if virtual_tokens(spec) else 0))
     checkpointing = checkpointing or work.shards > 1
+    logits = _logits(shape, work, tokens)
     parts: tuple[Part, ...] = (
         _weights(shape, work),
-        _exact("adapter and gradients", 8 * trained, "float32 weights and gradients (PEFT's default)"),
-        _optimizer(spec.training.optimizer, trained),
-        _activations(shape, spec, tokens, checkpointing),
-        _logits(shape, spec, tokens, work.learned),
-        _working(shape, spec),
+        _adapter(spec, trained),
+        _optimizer(spec, trained),
+        _activations(shape, work, tokens, checkpointing),
+        logits,
+        _backward(shape, work, tokens, checkpointing, logits),
         Part(
             "CUDA context",
             0.35 * GIB,
@@ -98,7 +99,7 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
         parts = (*parts, _exact("reference model", 0, "the base with its adapter off, before the first step"))
     if work.shards > 1:
         parts = (*parts, _gathered(shape, spec))
-    grown = sum(part.expected for part in parts[3:5])
+    grown = sum(part.expected for part in parts[3:6])
     waste = Part(
         "allocator",
         0,
@@ -155,37 +156,47 @@ def _scales(shape: Architecture, spec: FineTuneSpec) -> float:
     return 4 * shape.layers * sum(layer.outputs for layer in shape.linears)
 
 
-def _optimizer(name: str, trained: int) -> Part:
+def _adapter(spec: FineTuneSpec, trained: int) -> Part:
+    if _width(spec) == 4:
+        return _exact("adapter and gradients", 8 * trained, "float32 weights and gradients (PEFT's default)")
+    source = "float32 weights and gradients (PEFT's default), and autocast's 16-bit copy of the weights"
+    return _exact("adapter and gradients", 10 * trained, source)
+
+
+def _optimizer(spec: FineTuneSpec, trained: int) -> Part:
+    name = spec.training.optimizer
+    # Adafactor (Shazeer and Stern 2018) remembers a row and a column of a matrix: two rows and columns of LoRA's pair.
+    factored = 4 / spec.method.lora.rank if spec.method.type in LORA_METHODS else 4
     per_parameter = {
         "adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 8,
         "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256,
-        "lion_8bit": 1 + 4 / 256, "adafactor": 0.1, "sgd": 0,
+        "lion_8bit": 1 + 4 / 256, "adafactor": factored, "sgd": 4,
     }[name]  # fmt: skip
     size = trained * per_parameter
     source = f"{name}: {per_parameter:g} bytes per trained parameter, as torch and bitsandbytes allocate them"
     return Part("optimizer", 0 if name.startswith("paged") else size, size, size, source)
 
 
-def _activations(shape: Architecture, spec: FineTuneSpec, tokens: int, checkpointing: bool) -> Part:
-    """What a forward pass keeps for the backward one.
-
-    After Korthikanti et al. 2022 ("Reducing Activation Recomputation"), section 4, recounted for RMSNorm, gated MLP,
-    grouped keys, attention that keeps no scores, and frozen weights (whose inputs need not be kept; a LoRA target keeps
-    its own copy).
-    """
-    width = 4 if spec.training.precision == "FP32" else 2
-    gated = any(linear.name in ("gate_proj", "gate_up_proj") for linear in shape.linears)
-    block = 2 * 4 * shape.hidden  # two norms compute in float32
-    block += width * 2 * (shape.query + shape.key_value)  # query, key, value, attention's output
-    block += width * (3 if gated else 2) * shape.intermediate
-    block += _kept_by_method(shape, spec, width) // shape.layers
+def _activations(shape: Architecture, work: Workload, tokens: int, checkpointing: bool) -> Part:
+    """What a forward pass keeps for the backward one: Architecture.kept and what the method's layers keep."""
     if checkpointing:
-        kept = shape.layers * width * shape.hidden + block
-        source = "checkpointing: each block's input, and one block computed again (Chen et al. 2016)"
-    else:
-        kept, source = shape.layers * block, "every block (Korthikanti et al. 2022, recounted for frozen weights)"
-    size = tokens * kept
+        size = tokens * shape.layers * _width(work.spec) * shape.hidden
+        return Part("activations", size, size, 1.15 * size, "checkpointing: each block's input (Chen et al. 2016)")
+    size = tokens * shape.layers * _block(shape, work, tokens)
+    source = "every block (Korthikanti et al. 2022, recounted for frozen weights)"
     return Part("activations", 0.8 * size, size, 1.15 * size, source)
+
+
+def _block(shape: Architecture, work: Workload, tokens: int) -> int:
+    """Bytes per token that a block keeps."""
+    width = _width(work.spec)
+    keys = work.row_tokens if shape.family.padded else tokens
+    return shape.kept(width, keys) + _kept_by_method(shape, work.spec, width) // shape.layers
+
+
+def _width(spec: FineTuneSpec) -> int:
+    """Bytes of a value that is computed with."""
+    return 4 if spec.training.precision == "FP32" else 2
 
 
 def _kept_by_method(shape: Architecture, spec: FineTuneSpec, width: int) -> int:
@@ -193,48 +204,66 @@ def _kept_by_method(shape: Architecture, spec: FineTuneSpec, width: int) -> int:
     method = spec.method
     if method.type == "IA3":  # what is scaled, as it was before; with bf16 some of it in float32
         return max(width, 3) * trainable_parameters(shape, spec)
-    if method.type not in LORA_METHODS | {"AdaLoRA"}:
+    if method.type == "AdaLoRA":
+        copy = 4 + (1 if method.ada_lora.dropout else 0)  # of each layer's input in float32, and dropout's mask
+        small = 2 * width * method.ada_lora.initial_rank
+        return sum(copy * linear.inputs + small for _, linear in shape.targets(method.ada_lora.target_modules))
+    if method.type not in LORA_METHODS:
         return 0
-    adalora = method.type == "AdaLoRA"
-    rank = method.ada_lora.initial_rank if adalora else method.lora.rank
-    dropout = method.ada_lora.dropout if adalora else method.lora.dropout
-    targets = method.ada_lora.target_modules if adalora else method.lora.target_modules
-    copy = (4 if adalora else width) + (1 if dropout else 0)  # of the input, and dropout's mask
-    dora = method.type in LORA_METHODS and method.lora.use_dora
-    magnitude = 2 * width + 4 if dora else 0  # DoRA scales two results, and their sum is float32
-    return sum(
-        copy * linear.inputs + 2 * width * rank + magnitude * linear.outputs
-        for _, linear in shape.targets(targets, method.lora.exclude_modules)
-    )
+    lora = method.lora
+    targets = lora_targets(shape, lora)
+    magnitude = 2 * width + 4 if lora.use_dora else 0  # DoRA scales two results, and their sum is float32
+    own = sum(2 * width * rank_of(lora, name) + magnitude * linear.outputs for name, linear in targets)
+    if lora.dropout or lora.use_dora:
+        return own + sum((width + (1 if lora.dropout else 0)) * linear.inputs for _, linear in targets)
+    # Without dropout the input itself is kept, once for all layers that read it.
+    read = {(name.removesuffix(linear.path), linear.reads): linear.inputs for name, linear in targets}
+    return own + width * sum(read.values())
 
 
-def _logits(shape: Architecture, spec: FineTuneSpec, tokens: int, learned: float) -> Part:
+def _logits(shape: Architecture, work: Workload, tokens: int) -> Part:
     """Logits exist for learned positions only; their gradient takes their place, float32 exists for one chunk at a
-    time. Both answers of a pair have theirs at once, and ORPO learns the chosen one's prompt too.
+    time. Both answers of a pair have theirs at once, and ORPO learns the chosen one's prompt too. Where samples are
+    padded, those of all positions exist until the learned ones have been picked out of them.
     """
+    spec, learned = work.spec, work.learned
     if spec.objective.type == "Reward":
         return _exact("logits", 0, "one score per text")
     if spec.objective.type == "ORPO":
         learned = (1 + learned) / 2
-    chunk = min(tokens, _LOSS_CHUNK) * shape.vocabulary * 4 * 2
+    width = _width(spec)
+    chunk = min(tokens, _LOSS_CHUNK) * shape.vocabulary * (8 if width == 2 else 4)
+    padded = shape.family.padded or virtual_tokens(spec)
+    copies = 1 + shape.capped  # tanh keeps what it made
 
     def size(share: float) -> float:
-        return tokens * share * shape.vocabulary * 2 + chunk
+        picked = tokens * share * shape.vocabulary * width
+        every = tokens * shape.vocabulary * width
+        if not padded:
+            return copies * picked + chunk
+        return picked + max(copies * every, shape.capped * every + chunk)
 
-    return Part(
-        "logits",
-        size(learned) / 2,
-        size(learned),
-        size(1.0),
-        "learned positions x vocabulary x 2 bytes, and one chunk in float32",
-    )
+    source = f"learned positions x vocabulary x {width} bytes, and one chunk in float32"
+    return Part("logits", size(learned) / 2, size(learned), size(1.0), source)
 
 
-def _working(shape: Architecture, spec: FineTuneSpec) -> Part:
-    largest = max(linear.weights for linear in shape.linears)
+def _backward(shape: Architecture, work: Workload, tokens: int, checkpointing: bool, logits: Part) -> Part:
+    """Gradients on their way back through the widest layer, what quantized weights are expanded to meanwhile, and with
+    checkpointing the block that they go through, computed again. The logits are gone by then.
+    """
+    spec, width = work.spec, _width(work.spec)
+    widest = max(max(linear.inputs, linear.outputs) for linear in shape.linears)
+    size = 4 * tokens * width * widest
+    source = "gradients of the widest layer"
     if spec.method.quantization.type in ("NF4", "FP4"):
-        return _exact("dequantized layer", 2 * largest, "the largest linear layer, expanded while it computes")
-    return Part("working memory", 0, largest, 2 * largest, "temporaries of the largest linear layer")
+        size += width * max(linear.weights for linear in shape.linears)
+        source += ", the largest one's weights expanded"
+    if checkpointing:
+        size += tokens * _block(shape, work, tokens)
+        source += ", one block computed again"
+    more = max(0, size - logits.expected)
+    low, high = max(0, 0.8 * size - logits.low), max(0, 1.2 * size - logits.high)
+    return Part("backward pass", min(low, more), more, max(high, more), f"{source}, less the logits, gone by then")
 
 
 def _exact(name: str, size: float, source: str) -> Part:

@@ -58,16 +58,17 @@ def fits(pattern: str, name: str) -> bool:
 def ia3_modules(shape: Architecture, targets: list[str], feedforward: list[str]) -> tuple[list[str], list[str]]:
     """What IA3 scales, and which of it at the input: as asked, else keys, values and the end of the MLP."""
     names = [linear.name for linear in shape.linears]
-    last = shape.linears[-1].path  # of every architecture here, the MLP's way out
+    last = next((linear.path for linear in shape.linears if linear.reads == "product"), "")  # the MLP's way out
+    ends = [last] if last else []  # experts are no layers that could be scaled
     if targets == ["all-linear"]:
-        return [linear.path for linear in shape.linears], feedforward or [last]
+        return [linear.path for linear in shape.linears], feedforward or ends
     if is_pattern(targets):
-        return targets, feedforward or [last]
+        return targets, feedforward or ends
     if targets:
         plain = [name for name in targets if last == name or last.endswith(f".{name}")]
         return targets, feedforward or plain
     keys = [shape.linears[names.index(name)].path for name in ("k_proj", "v_proj") if name in names]
-    return [*(keys or [shape.linears[0].path]), last], [last]
+    return [*(keys or [shape.linears[0].path]), *ends], ends
 
 
 def _lora(shape: Architecture, lora: Lora) -> int:
@@ -78,10 +79,16 @@ def _lora(shape: Architecture, lora: Lora) -> int:
         count += linear.outputs if linear.bias and lora.bias == "LoraOnly" else 0
     whole = whole_modules(shape, lora)
     if lora.bias == "All":
-        count += shape.biases - sum(linear.outputs for linear in whole.values() if linear and linear.bias)
-    for saved in whole.values():
-        count += saved.weights + (saved.outputs if saved.bias else 0) if saved else shape.vocabulary * shape.hidden
+        count += shape.biases - sum(_bias(shape, name, linear) for name, linear in whole.items())
+    for name, linear in whole.items():
+        count += (linear.weights if linear else shape.vocabulary * shape.hidden) + _bias(shape, name, linear)
     return count
+
+
+def _bias(shape: Architecture, name: str, linear: Linear | None) -> int:
+    if linear:
+        return linear.outputs if linear.bias else 0
+    return shape.vocabulary if name == HEAD and shape.family.head_bias else 0
 
 
 def whole_modules(shape: Architecture, lora: Lora) -> dict[str, Linear | None]:

@@ -10,7 +10,7 @@ from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.finetunestatus import EstimateStatus, GPUMemoryEstimate
 from finetune_trainer.memory.architecture import Architecture, architecture, read_config
 from finetune_trainer.memory.estimate import GIB, Estimate, Workload, estimate, gib, longest_row, quantity
-from finetune_trainer.methods.combinations import can_checkpoint, sharing_refusal
+from finetune_trainer.methods.combinations import can_checkpoint, refusals, sharing_refusal
 from finetune_trainer.methods.suitability import refuse_unsuitable
 
 LARGEST = 256  # micro batches are not searched beyond this
@@ -66,44 +66,84 @@ def placed(shape: Architecture, work: Workload, memory: float) -> Workload:
     """
     gpus = _gpus(work.spec)
     whole = _chosen(shape, replace(work, shards=1), 1, memory)
-    if gpus < 2 or whole.expected <= memory or sharing_refusal(work.spec):
+    if gpus < 2 or whole.expected <= memory or _sharing_refusal(shape, work.spec):
         return replace(work, shards=1)
     shared = replace(work, shards=gpus)
     return shared if estimate(shape, shared, 1, checkpointing=True).expected < whole.expected else work
 
 
 def what_would_fit(shape: Architecture, work: Workload, memory: float) -> str:
-    """The smallest changes that would make it fit, in words."""
+    """The smallest changes that would make it fit, in words: each alone, beside those that all of them need."""
     spec, twice = work.spec, can_checkpoint(work.spec)
     least = estimate(shape, work, 1, twice)
-    checkpointing = " and checkpointing" if twice else ""
+    checkpointing = " and checkpointing" if least.checkpointing else ""
     shared = f", shared out over {work.shards} GPUs," if work.shards > 1 else ""
     text = f"needs about {gib(least.expected)}{shared} with micro batch 1{checkpointing}, one GPU has {gib(memory)}"
     weights = least.parts[0].expected
     if weights > memory:
         text += f" and the weights alone take {gib(weights)}"
-    options: list[str] = []
-    length = work.row_tokens
+    options = [
+        *_shorter(shape, work, memory),
+        *_quantized(shape, work, memory),
+        *_more_gpus(shape, work, memory),
+        f"a GPU with {ceil(estimate(shape, replace(work, shards=1), 1, twice).high / GIB)} GiB or more",
+    ]
+    text += f"; what would fit: {', or '.join(options)}"
+    if needed := _needed_too(spec):
+        text += f"; each with {' and '.join(needed)}"
+    refusal = _sharing_refusal(shape, spec)
+    return f"{text}; the GPUs cannot share the base model: {refusal}" if refusal and _gpus(spec) > 1 else text
+
+
+def _needed_too(spec: FineTuneSpec) -> list[str]:
+    """What the options are worked out with, and the spec forbids."""
+    asked, needed = spec.training.micro_batch_size, []
+    if asked != "auto" and int(asked) > 1:
+        needed.append("training.microBatchSize: 1")
+    if spec.training.gradient_checkpointing == "Disabled" and can_checkpoint(spec):
+        needed.append("training.gradientCheckpointing: Auto")
+    return needed
+
+
+def _shorter(shape: Architecture, work: Workload, memory: float) -> list[str]:
+    spec, length = work.spec, work.row_tokens
     while length > 256:
         length //= 2
-        if estimate(shape, replace(work, row_tokens=length), 1, twice).expected <= memory:
-            options.append(f"training.maxLength: {length * spec.training.max_length // longest_row(spec)}")
-            break
-    if spec.method.quantization.type not in ("NF4", "FP4"):
-        data = spec.model_dump(by_alias=True)
-        data["method"] |= {"type": "QLoRA", "quantization": {"type": "NF4"}}
-        if (
-            estimate(shape, replace(work, spec=FineTuneSpec.model_validate(data)), 1, checkpointing=True).expected
-            <= memory
-        ):
-            options.append("method.type: QLoRA")
-    refusal = sharing_refusal(spec)
-    if refusal is None and (gpus := _gpus_that_fit(shape, work, memory)):
-        options.append(f"{gpus} GPUs that share the base model (resources.gpus x resources.nodes)")
-    whole = estimate(shape, replace(work, shards=1), 1, twice)
-    options.append(f"a GPU with {ceil(whole.high / GIB)} GiB or more")
-    text += f"; what would fit: {', or '.join(options)}"
-    return f"{text}; the GPUs cannot share the base model: {refusal}" if refusal and _gpus(spec) > 1 else text
+        if estimate(shape, replace(work, row_tokens=length), 1, can_checkpoint(spec)).expected <= memory:
+            return [f"training.maxLength: {length * spec.training.max_length // longest_row(spec)}"]
+    return []
+
+
+def _quantized(shape: Architecture, work: Workload, memory: float) -> list[str]:
+    """The base model in 4 bit, where the rest of the spec can be trained so."""
+    method = work.spec.method
+    if method.quantization.type in ("NF4", "FP4"):
+        return []
+    data = work.spec.model_dump(by_alias=True)
+    told = "method.quantization.type: NF4"
+    data["method"]["quantization"] |= {"type": "NF4"}
+    if method.type == "LoRA":
+        told = "method.type: QLoRA" if method.quantization.type == "None" else f"method.type: QLoRA with {told}"
+        data["method"]["type"] = "QLoRA"
+    spec = FineTuneSpec.model_validate(data)
+    if any(refusals(spec)):
+        return []
+    found = estimate(shape, replace(work, spec=spec), 1, can_checkpoint(spec))
+    return [told] if found.expected <= memory else []
+
+
+def _more_gpus(shape: Architecture, work: Workload, memory: float) -> list[str]:
+    gpus = None if _sharing_refusal(shape, work.spec) else _gpus_that_fit(shape, work, memory)
+    return [f"{gpus} GPUs that share the base model (resources.gpus x resources.nodes)"] if gpus else []
+
+
+def _sharing_refusal(shape: Architecture, spec: FineTuneSpec) -> str | None:
+    """Why the GPUs of a run could not share this base model; None: they can."""
+    if shape.experts:
+        return (
+            f"baseModel: experts as those of a {shape.model_type} model are not shared out; use GPUs that hold it whole"
+        )
+    return sharing_refusal(spec)
 
 
 def _gpus_that_fit(shape: Architecture, work: Workload, memory: float) -> int | None:
