@@ -14,8 +14,8 @@ import argparse
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -68,9 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "IA3 of every layer": {"type": "IA3", "ia3": {"targetModules": ["all-linear"]}},
 }
 # https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float32": those that models use.
-FLOAT32_ON_CUDA = frozenset(
-    {torch.pow, torch.Tensor.pow, torch.softmax, torch.Tensor.softmax, functional.softmax, functional.layer_norm}
-)
+FLOAT32_ON_CUDA = ((torch, "pow"), (torch, "softmax"), (functional, "softmax"), (functional, "layer_norm"))
 
 
 @dataclass(frozen=True)
@@ -107,22 +104,41 @@ class Live(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
 
-class LikeCUDA(TorchFunctionMode):
+@contextmanager
+def like_cuda() -> Iterator[None]:
     """Within it a CPU keeps what a GPU would."""
+    from finetune_trainer.methods.dropout import Dropout
+    from finetune_trainer.training import attention
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.Tensor.backward:
-            with self:  # checkpointing computes blocks again
-                return torch.autograd.backward(args[0])
-        if func is functional.dropout:
-            rate, training = (*args[1:], kwargs.get("p", 0.5), kwargs.get("training", True))[:2]
-            return torch.native_dropout(args[0], rate, training)[0] if training and rate else args[0]
-        if func is functional.scaled_dot_product_attention:
-            args, kwargs = args[:4], kwargs | {"dropout_p": 0.0}  # a CUDA kernel keeps a seed, a CPU all scores
-        elif func in FLOAT32_ON_CUDA and torch.is_autocast_enabled("cpu"):
-            args, kwargs = tree_map(_in_float32, (args, kwargs))
-        return func(*args, **kwargs)
+    whole = functional.scaled_dot_product_attention
+
+    def dropout(inputs: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        return torch.native_dropout(inputs, p, training)[0] if training and p else inputs
+
+    def attend(query: Any, key: Any, value: Any, mask: Any = None, dropout_p: float = 0.0, **options: Any) -> Any:
+        return whole(query, key, value, mask, 0.0, **options)  # a kernel on a GPU keeps a seed, a CPU all scores
+
+    with ExitStack() as patches:
+        for owner, name in FLOAT32_ON_CUDA:
+            patches.enter_context(patch.object(owner, name, _in_float32(getattr(owner, name))))
+        patches.enter_context(patch.object(functional, "dropout", dropout))
+        patches.enter_context(patch.object(Dropout, "forward", torch.nn.Dropout.forward))
+        for owner in (functional, attention):
+            patches.enter_context(patch.object(owner, "scaled_dot_product_attention", attend))
+        yield
+
+
+def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    def exact(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map(lambda leaf: leaf.float() if _is_half(leaf) else leaf, (args, kwargs))
+        return function(*args, **kwargs)
+
+    return exact
+
+
+def _is_half(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bfloat16
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,12 +164,13 @@ def main(argv: list[str] | None = None) -> int:
 def ratios(family: str, method: str, precision: str, tokens: int) -> tuple[float, float, float, str]:
     """Estimate over measured: of what is kept, of the peak, and of the peak with checkpointing; and the layout."""
     spec = finetune(family, method, precision)
-    plain, twice = (measure(model_config(family), spec, tokens, checkpointing) for checkpointing in (False, True))
-    kept, peak = estimated(family, spec, tokens, False)
-    return kept / plain.kept, peak / plain.peak, estimated(family, spec, tokens, True)[1] / twice.peak, plain.layout
+    config = model_config(family)
+    plain, twice = (measure(config, spec, tokens, checkpointing) for checkpointing in (False, True))
+    kept, peak = estimated(config, spec, tokens, False)
+    return kept / plain.kept, peak / plain.peak, estimated(config, spec, tokens, True)[1] / twice.peak, plain.layout
 
 
-def estimated(family: str, spec: Any, tokens: int, checkpointing: bool) -> tuple[float, float]:
+def estimated(config: dict[str, Any], spec: Any, tokens: int, checkpointing: bool) -> tuple[float, float]:
     """Bytes that are kept, and at most, by the estimate."""
     from transformers import AutoConfig
 
@@ -161,7 +178,7 @@ def estimated(family: str, spec: Any, tokens: int, checkpointing: bool) -> tuple
     from finetune_trainer.memory.estimate import Workload, estimate
     from finetune_trainer.memory.trainable import trainable_parameters
 
-    shape = architecture(AutoConfig.for_model(**model_config(family)).to_dict())
+    shape = architecture(AutoConfig.for_model(**config).to_dict())
     assert shape
     parts = {part.name: part.expected for part in estimate(shape, Workload(spec, tokens), 1, checkpointing).parts}
     copies = parts["adapter and gradients"] - 8 * trainable_parameters(shape, spec)  # autocast's, made in each pass
@@ -217,7 +234,7 @@ def measure(config: dict[str, Any], spec: Any, tokens: int, checkpointing: bool,
         kept = live.now - width * vocabulary * result.tokens
         return result
 
-    with LikeCUDA(), on_gpus_dropout():
+    with like_cuda():
         objective.backward(model, rows, {"tokens": tokens}, 1.0, device)  # makes gradients, and what is made once
         with patch.object(objectives, "token_loss", counted), live:
             objective.backward(model, rows, {"tokens": tokens}, 1.0, device)
@@ -242,21 +259,8 @@ def random_model(config: dict[str, Any], spec: Any, dtype: str, checkpointing: b
     return model.train(), layout
 
 
-@contextmanager
-def on_gpus_dropout() -> Iterator[None]:
-    """Within it the trainer's dropout for CPUs is torch's own, as it is on a GPU."""
-    from finetune_trainer.methods.dropout import Dropout
-
-    with patch.object(Dropout, "forward", torch.nn.Dropout.forward):
-        yield
-
-
 def _storages(values: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
-
-
-def _in_float32(value: Any) -> Any:
-    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
 
 
 if __name__ == "__main__":

@@ -145,3 +145,50 @@ def test_an_architecture_that_is_not_known_is_not_guessed() -> None:
 @pytest.mark.parametrize(("text", "value"), [("24Gi", 24 * GIB), ("500M", 5e8), ("1.5G", 1.5e9), ("16", 16.0)])
 def test_quantities_are_read_as_kubernetes_reads_them(text: str, value: float) -> None:
     assert quantity(text) == value
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "share"),
+    [
+        ("LoRA", {"layersToTransform": [0, 1, 2, 3]}, 4 / 32),
+        ("LoRA", {"layersToTransform": [5], "rankPattern": {"q_proj": 64}}, 1 / 32),
+    ],
+)
+def test_layers_without_an_adapter_keep_nothing_for_it(method: str, options: dict[str, Any], share: float) -> None:
+    def activations(**lora: Any) -> float:
+        asked = spec(method, 16, ATTENTION, lora=lora)
+        parts = estimate(shape("Llama-3.1-8B"), Workload(asked, 512), 1, checkpointing=False).parts
+        return next(part.expected for part in parts if part.name == "activations")
+
+    bare = activations(layersToTransform=[0]) - (activations() - activations(layersToTransform=[0])) / 31
+    assert activations(**options) - bare == pytest.approx((activations() - bare) * share, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "published", "count"),
+    [
+        ("gemma3_text", {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}, 3_880_263_168),
+        ("gpt2", {"n_embd": 1600, "n_head": 25, "n_layer": 48, "n_positions": 1024, "vocab_size": 50257}, 1_557_611_200),
+        ("gemma2", {"hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42, "num_attention_heads": 16,
+                    "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256000}, 9_241_705_984),
+        ("phi3", {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
+                  "num_key_value_heads": 32, "vocab_size": 32064}, 3_821_079_552),
+        ("qwen2", {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+                   "num_key_value_heads": 4, "vocab_size": 152064}, 7_615_616_512),
+        ("falcon", {"hidden_size": 4544, "num_attention_heads": 71, "num_hidden_layers": 32, "multi_query": True,
+                    "parallel_attn": True, "vocab_size": 65024, "bias": False}, 6_921_720_704),
+    ],
+)  # fmt: skip
+def test_what_a_published_config_leaves_out_is_known(kind: str, published: dict[str, Any], count: int) -> None:
+    found = architecture({"model_type": kind, **published})
+    assert found
+    assert found.parameters == count
+
+
+def test_attention_that_keeps_scores_costs_the_square_of_a_row() -> None:
+    gemma = {"model_type": "gemma2", "hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42,
+             "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256000}  # fmt: skip
+    found = architecture(gemma)
+    assert found
+    scores = found.kept(2, 4096) - found.kept(2, 0)
+    assert scores == 16 * 4096 * 8  # heads, keys, and float32 softmax, its copy, and tanh before and after

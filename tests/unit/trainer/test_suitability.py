@@ -8,13 +8,13 @@ from finetune_trainer.failures import RunFailure
 from finetune_trainer.memory.architecture import architecture
 from finetune_trainer.methods.suitability import refuse_unsuitable
 
-from .families import FAMILIES
+from .families import KNOWN
 from .test_methods import METHODS, lora
 from .tiny import finetune_spec
 
 
 def refuse(method: dict[str, Any], kind: str = "llama", row_tokens: int = 0, **config: Any) -> None:
-    config = {"model_type": kind, **FAMILIES.get(kind, {}), **config}
+    config = {"model_type": kind, **KNOWN.get(kind, {}), **config}
     refuse_unsuitable(architecture(config), finetune_spec(method=method), config, row_tokens)
 
 
@@ -66,6 +66,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("method.lora.initialization: PEFT's OLoRA does not fit GPT-2's", lora(initialization="OLoRA"), "gpt2"),
     ("method.type: PEFT's PrefixTuning does not fit falcon's", {"type": "PrefixTuning"}, "falcon"),
+    (
+        "copied whole in every step; name the layers beside them: q_proj, k_proj, v_proj, o_proj",
+        lora(targetModules=["all-linear"]),
+        "mixtral",
+    ),
+    (
+        "method.lora.targetModules: w1 names no layer of this mixtral model",
+        lora(targetModules=["w1", "q_proj"]),
+        "mixtral",
+    ),
     ("method.ia3.targetModules: model type 'rwkv' has no default here", {"type": "IA3"}, "rwkv"),
 ]
 

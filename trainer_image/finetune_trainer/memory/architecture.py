@@ -49,7 +49,7 @@ class Experts:
     chosen: int  # for each token
     intermediate: int
     parameters: int
-    biases: int
+    biases: int  # that are called so
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def _experts(family: Family, config: Config, hidden: int) -> Experts:
     number, inner = _experts_in(config), config.get("moe_intermediate_size") or config["intermediate_size"]
     biases = number * (2 * inner + hidden + 1) if family.expert_biases else 0
     parameters = number * 3 * inner * hidden + number * hidden + biases
-    return Experts(number, config["num_experts_per_tok"], inner, parameters, biases)
+    return Experts(number, config["num_experts_per_tok"], inner, parameters, number if biases else 0)
 
 
 def _key_value_heads(kind: str, config: Config) -> int:

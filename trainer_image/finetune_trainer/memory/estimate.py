@@ -112,6 +112,8 @@ def estimate(shape: Architecture, work: Workload, micro_batch: int, checkpointin
 
 def _weights(shape: Architecture, work: Workload) -> Part:
     linear, full, source = _stored(work.spec)
+    if shape.experts and linear < full:
+        source += ", experts too: bitsandbytes quantizes linear layers only"
     total = work.parameters or shape.parameters
     blocks = linear * shape.linear_weights + _scales(shape, work.spec)
     other = full * max(0, total - shape.linear_weights)

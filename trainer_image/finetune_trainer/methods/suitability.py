@@ -6,7 +6,7 @@ matches nothing is a mistake.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.method import Lora
@@ -39,9 +39,11 @@ def _unsuitable(shape: Architecture, spec: FineTuneSpec, config: Config, row_tok
     method = spec.method
     if method.type in LORA_METHODS:
         yield from _unknown(shape, "method.lora.targetModules", method.lora.target_modules)
+        yield from _experts(shape, "method.lora.targetModules", method.lora.target_modules)
         yield from _lora(shape, method.lora, quantized=method.quantization.type != "None")
     elif method.type == "AdaLoRA":
         yield from _unknown(shape, "method.adaLora.targetModules", method.ada_lora.target_modules)
+        yield from _experts(shape, "method.adaLora.targetModules", method.ada_lora.target_modules)
     elif method.type == "IA3":
         yield from _unknown(shape, "method.ia3.targetModules", method.ia3.target_modules)
         targets, _ = ia3_modules(shape, list(method.ia3.target_modules), [])
@@ -65,6 +67,15 @@ def _unknown(shape: Architecture, field: str, names: Iterable[str]) -> Iterator[
         yield (
             f"{field}: {', '.join(unknown)} names no layer of this {shape.model_type} model; its linear layers are "
             f"{_layers(shape)}"
+        )
+
+
+def _experts(shape: Architecture, field: str, names: Sequence[str]) -> Iterator[str]:
+    """PEFT 0.21 adapts stacked experts by a changed copy of all of them in every step, and without dropout only."""
+    if shape.family.adapted_experts and list(names) == ["all-linear"]:
+        yield (
+            f"{field}: all-linear means the experts of a {shape.model_type} model too, which would be copied whole in every "
+            f"step; name the layers beside them: {_layers(shape)}"
         )
 
 
