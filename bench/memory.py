@@ -115,8 +115,8 @@ def like_cuda() -> Iterator[None]:
     def dropout(inputs: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         return torch.native_dropout(inputs, p, training)[0] if training and p else inputs
 
-    def attend(query: Any, key: Any, value: Any, mask: Any = None, dropout_p: float = 0.0, **options: Any) -> Any:
-        return whole(query, key, value, mask, 0.0, **options)  # a kernel on a GPU keeps a seed, a CPU all scores
+    def attend(query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, **options: Any) -> Any:
+        return whole(query, key, value, attn_mask, 0.0, **options)  # a kernel on a GPU keeps a seed, a CPU all scores
 
     with ExitStack() as patches:
         for owner, name in FLOAT32_ON_CUDA:

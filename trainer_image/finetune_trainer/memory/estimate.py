@@ -257,7 +257,7 @@ def _backward(shape: Architecture, work: Workload, tokens: int, checkpointing: b
     widest = max(max(linear.inputs, linear.outputs) for linear in shape.linears)
     size = 4 * tokens * width * widest
     source = "gradients of the widest layer"
-    if spec.method.quantization.type in ("NF4", "FP4"):
+    if spec.method.quantization.type != "None":
         size += width * max(linear.weights for linear in shape.linears)
         source += ", the largest one's weights expanded"
     if checkpointing:
