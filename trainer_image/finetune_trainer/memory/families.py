@@ -30,8 +30,9 @@ class Family:
     each head, over all heads, or none. `positions`: rows of the position embedding beyond the model's positions, None
     without one. `scores`: bytes per head and pair of tokens that attention keeps, in 16 and 32 bit: none by a fused
     kernel. `padded`: samples cannot be packed without padding (layout.py measures it). `repeats`: keys and values are
-    copied for each query head. `experts`: a router chooses between MLPs, beside `mlp` as the shared one; each keeps
-    `expert_values` of its width; `adapted_experts`: PEFT takes all-linear for them too. `sinks`: one value per head that attention can go to. `dropout`: the config's name of the dropout behind attention and MLP, which keeps a mask.
+    copied for each query head. `dropout`: the config's name of the dropout behind attention and MLP, which keeps a mask.
+    `experts`: a router chooses between MLPs, beside `mlp` as the shared one; each keeps `expert_values` of its width;
+    `adapted_experts`: PEFT takes all-linear for them too. `sinks`: one value per head that attention can go to.
     `defaults`: what config.json may leave out.
     """
 

@@ -80,8 +80,8 @@ def _lora(shape: Architecture, lora: Lora) -> int:
     whole = whole_modules(shape, lora)
     if lora.bias == "All":
         count += shape.biases - sum(_bias(shape, name, linear) for name, linear in whole.items())
-    for name, linear in whole.items():
-        count += (linear.weights if linear else shape.vocabulary * shape.hidden) + _bias(shape, name, linear)
+    for name, saved in whole.items():
+        count += (saved.weights if saved else shape.vocabulary * shape.hidden) + _bias(shape, name, saved)
     return count
 
 
