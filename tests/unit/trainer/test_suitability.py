@@ -66,16 +66,6 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("method.lora.initialization: PEFT's OLoRA does not fit GPT-2's", lora(initialization="OLoRA"), "gpt2"),
     ("method.type: PEFT's PrefixTuning does not fit falcon's", {"type": "PrefixTuning"}, "falcon"),
-    (
-        "copied whole in every step; name the layers beside them: q_proj, k_proj, v_proj, o_proj",
-        lora(targetModules=["all-linear"]),
-        "mixtral",
-    ),
-    (
-        "method.lora.targetModules: w1 names no layer of this mixtral model",
-        lora(targetModules=["w1", "q_proj"]),
-        "mixtral",
-    ),
     ("method.ia3.targetModules: model type 'rwkv' has no default here", {"type": "IA3"}, "rwkv"),
 ]
 

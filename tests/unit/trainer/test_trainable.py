@@ -90,9 +90,9 @@ def test_counts_are_those_of_transformers_and_peft(kind: str) -> None:
     for name, method in EVERYWHERE.items():
         if kind == "falcon" and name.startswith("prefix"):
             continue  # refused (suitability.py)
-        if shape.family.adapted_experts and method["type"] in ("LoRA", "AdaLoRA"):
+        if shape.experts and method["type"] in ("LoRA", "AdaLoRA"):
             part = "lora" if method["type"] == "LoRA" else "adaLora"
-            method = method | {part: method[part] | {"targetModules": ATTENTION}}  # all-linear is refused
+            method = method | {part: method[part] | {"targetModules": ATTENTION}}  # not the experts
         spec = finetune_spec(method=method)
         found[name], wanted[name] = counted(kind, spec), counted_by_peft(kind, spec)
     assert found == wanted

@@ -13,6 +13,7 @@ from finetune_trainer.memory.architecture import Architecture, architecture, rea
 from finetune_trainer.memory.estimate import GIB, Estimate, Workload, estimate, gib, longest_row
 from finetune_trainer.memory.verdict import verdict
 from finetune_trainer.methods.combinations import refusals
+from finetune_trainer.methods.experts import adapts_experts
 from finetune_trainer.methods.suitability import refuse_unsuitable
 from finetune_trainer.sources import hub
 
@@ -57,6 +58,8 @@ def _print(spec: FineTuneSpec, model: Path) -> int:
     if refused := list(refusals(spec)):
         raise BadFile("\n".join(refused))
     refuse_unsuitable(shape, spec, config)
+    if adapts_experts(spec, config):
+        raise BadFile("no estimate for a run that adapts experts; name the layers beside them in targetModules")
     found = verdict(shape, Workload(spec, longest_row(spec)))
     work = Workload(spec, longest_row(spec), shards=found.shards or 1)
     asked = spec.training.micro_batch_size

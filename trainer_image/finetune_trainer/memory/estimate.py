@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_trainer.memory.architecture import Architecture
-from finetune_trainer.memory.trainable import lora_targets, rank_of, trainable_parameters
+from finetune_trainer.memory.trainable import lora_targets, rank_of, trainable_parameters, whole_modules
 from finetune_trainer.methods.combinations import LORA_METHODS, virtual_tokens
 
 GIB = 1 << 30
@@ -182,18 +182,35 @@ def _optimizer(spec: FineTuneSpec, trained: int) -> Part:
 def _activations(shape: Architecture, work: Workload, tokens: int, checkpointing: bool) -> Part:
     """What a forward pass keeps for the backward one: Architecture.kept and what the method's layers keep."""
     if checkpointing:
-        size = tokens * shape.layers * _width(work.spec) * shape.hidden
+        size = tokens * _blocks(shape, work.spec) * _width(work.spec) * shape.hidden
         return Part("activations", size, size, 1.15 * size, "checkpointing: each block's input (Chen et al. 2016)")
-    size = tokens * shape.layers * _block(shape, work, tokens)
+    kept = _blocks(shape, work.spec) * shape.kept(_width(work.spec), _keys(shape, work, tokens))
+    size = tokens * (kept + _kept_by_method(shape, work.spec, _width(work.spec)))
     source = "every block (Korthikanti et al. 2022, recounted for frozen weights)"
     return Part("activations", 0.8 * size, size, 1.15 * size, source)
+
+
+def _blocks(shape: Architecture, spec: FineTuneSpec) -> int:
+    """Blocks that gradients go back through: none comes before the first one that is trained."""
+    lora = spec.method.lora
+    if spec.method.type not in LORA_METHODS or lora.bias == "All" or shape.embedding in whole_modules(shape, lora):
+        return shape.layers
+    trained = {name.removesuffix(linear.path) for name, linear in lora_targets(shape, lora)}
+    trained |= {name.removesuffix(linear.path) for name, linear in whole_modules(shape, lora).items() if linear}
+    first = (number for number in range(shape.layers) if f"{shape.block.format(number)}." in trained)
+    return shape.layers - next(first, 0)
+
+
+def _keys(shape: Architecture, work: Workload, tokens: int) -> int:
+    """Tokens that each token is compared with, where attention keeps its scores."""
+    return work.row_tokens if shape.family.padded else tokens
 
 
 def _block(shape: Architecture, work: Workload, tokens: int) -> int:
     """Bytes per token that a block keeps."""
     width = _width(work.spec)
-    keys = work.row_tokens if shape.family.padded else tokens
-    return shape.kept(width, keys) + _kept_by_method(shape, work.spec, width) // shape.layers
+    method = _kept_by_method(shape, work.spec, width) // _blocks(shape, work.spec)
+    return shape.kept(width, _keys(shape, work, tokens)) + method
 
 
 def _width(spec: FineTuneSpec) -> int:

@@ -31,8 +31,8 @@ class Family:
     without one. `scores`: bytes per head and pair of tokens that attention keeps, in 16 and 32 bit: none by a fused
     kernel. `padded`: samples cannot be packed without padding (layout.py measures it). `repeats`: keys and values are
     copied for each query head. `dropout`: the config's name of the dropout behind attention and MLP, which keeps a mask.
-    `experts`: a router chooses between MLPs, beside `mlp` as the shared one; each keeps `expert_values` of its width;
-    `adapted_experts`: PEFT takes all-linear for them too. `sinks`: one value per head that attention can go to.
+    `experts`: a router chooses between MLPs, beside `mlp` as the shared one; each keeps `expert_values` of its width.
+    `sinks`: one value per head that attention can go to.
     `defaults`: what config.json may leave out.
     """
 
@@ -53,7 +53,6 @@ class Family:
     repeats: bool = False
     dropout: str = ""
     experts: bool = False
-    adapted_experts: bool = False
     expert_values: int = 3
     expert_biases: bool = False
     shared_gate: tuple[str, ...] = ()
@@ -153,15 +152,15 @@ FAMILIES: dict[str, Family] = {
         TWO_LAYERS, False, ("bias", "bias", "bias"), norm_size=2, scores=(4, 4), padded=True, dropout="hidden_dropout",
         defaults=TIED,
     ),
-    "mixtral": Family(experts=True, adapted_experts=True),
-    "olmoe": Family(biases=ATTENTION_BY_CONFIG, experts=True, adapted_experts=True, qk_norm="all"),
+    "mixtral": Family(experts=True),
+    "olmoe": Family(biases=ATTENTION_BY_CONFIG, experts=True, qk_norm="all"),
     "granitemoe": Family(biases=ATTENTION_BY_CONFIG, experts=True),
     "qwen2_moe": Family(
         mlp=tuple(f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")), biases=(True, False, False),
         experts=True, shared_gate=("mlp.shared_expert_gate",), defaults={"shared_expert_intermediate_size": 5632},
     ),
     "qwen3_moe": Family(
-        biases=ATTENTION_BY_CONFIG, experts=True, adapted_experts=True, qk_norm="head"
+        biases=ATTENTION_BY_CONFIG, experts=True, qk_norm="head"
     ),
     "gpt_oss": Family(
         biases=(True, True, False), experts=True, expert_values=6, expert_biases=True, sinks=True, scores=(6, 4),

@@ -13,6 +13,7 @@ from finetune_trainer.memory.architecture import Architecture, architecture, rea
 from finetune_trainer.memory.estimate import Workload, estimate, longest_row
 from finetune_trainer.memory.verdict import placed, what_would_fit
 from finetune_trainer.methods.combinations import can_checkpoint
+from finetune_trainer.methods.experts import adapts_experts
 from finetune_trainer.runspec import RunSpec
 from finetune_trainer.training.distributed import World, least
 from finetune_trainer.training.schedule import total_steps
@@ -54,7 +55,8 @@ def make_plan(run: RunSpec, model: Path, rows: Rows, world: World, device: torch
             f"use a multiple of {world.size}",
         )
     share = training.batch_size // world.size
-    shape = architecture(read_config(model))
+    config = read_config(model)
+    shape = None if adapts_experts(run.spec, config) else architecture(config)
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
     whole = least(world, choose_shards(run, shape, memory) == 1, device)
     shards = 1 if whole else world.size  # pretended GPUs are fewer processes than GPUs

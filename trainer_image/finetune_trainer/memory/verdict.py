@@ -11,6 +11,7 @@ from finetune_operator.api.finetunestatus import EstimateStatus, GPUMemoryEstima
 from finetune_trainer.memory.architecture import Architecture, architecture, read_config
 from finetune_trainer.memory.estimate import GIB, Estimate, Workload, estimate, gib, longest_row, quantity
 from finetune_trainer.methods.combinations import can_checkpoint, refusals, sharing_refusal
+from finetune_trainer.methods.experts import adapts_experts
 from finetune_trainer.methods.suitability import refuse_unsuitable
 
 LARGEST = 256  # micro batches are not searched beyond this
@@ -23,6 +24,8 @@ def estimate_run(
     config = read_config(model)
     shape = architecture(config)
     refuse_unsuitable(shape, spec, config, row_tokens)
+    if adapts_experts(spec, config):
+        return EstimateStatus(message="no estimate for a run that adapts experts; it may need any memory")
     if shape is None:
         return EstimateStatus(
             message=f"model type {config.get('model_type')!r} is not known to the estimate; the run may need any memory"

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.method import Lora
-from finetune_trainer.methods.combinations import is_pattern
+from finetune_trainer.methods.combinations import LORA_METHODS, is_pattern
 
 # By what PEFT calls the architecture: names of an expert's layers and the router, and those that are one tensor.
 NAMES = {"mixtral": ("gate", "w1", "w2", "w3"), "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj")}
@@ -43,6 +44,12 @@ def adapted(lora: Lora, names: Sequence[str]) -> list[str]:
     if is_pattern(asked):
         return [name for name in names if re.fullmatch(asked[0], f"model.layers.0.mlp.experts.{name}")]
     return [name for name in names if any(one.rpartition(".")[2] == name for one in asked)]
+
+
+def adapts_experts(spec: FineTuneSpec, config: Mapping[str, Any]) -> bool:
+    """Whether a run trains experts: of what PEFT then needs, nothing is known beforehand."""
+    kind = family(config) if spec.method.type in LORA_METHODS else ""
+    return bool(kind and adapted(spec.method.lora, NAMES[kind]))
 
 
 def expert_refusals(lora: Lora, config: Mapping[str, Any]) -> Iterator[str]:

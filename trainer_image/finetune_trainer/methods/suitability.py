@@ -6,7 +6,7 @@ matches nothing is a mistake.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from finetune_operator.api.finetune import FineTuneSpec
 from finetune_operator.api.method import Lora
@@ -14,7 +14,7 @@ from finetune_trainer.failures import UNSUPPORTED_COMBINATION, RunFailure
 from finetune_trainer.memory.architecture import HEAD, Architecture, Config
 from finetune_trainer.memory.trainable import fits, ia3_modules, lora_targets, rank_of, whole_modules
 from finetune_trainer.methods.combinations import LORA_METHODS, virtual_tokens
-from finetune_trainer.methods.experts import expert_refusals
+from finetune_trainer.methods.experts import adapts_experts, expert_refusals
 
 # These take both matrices out of a decomposition, which has no more parts than the smaller side of a layer.
 DECOMPOSED = frozenset({"PiSSA", "OLoRA", "LoftQ", "EVA"})
@@ -22,6 +22,8 @@ DECOMPOSED = frozenset({"PiSSA", "OLoRA", "LoftQ", "EVA"})
 
 def refuse_unsuitable(shape: Architecture | None, spec: FineTuneSpec, config: Config, row_tokens: int = 0) -> None:
     """UnsupportedCombination with everything that is wrong. `row_tokens`: of the longest row, 0 when not known yet."""
+    if adapts_experts(spec, config):
+        shape = None
     found = list(_unknown_model(spec, config) if shape is None else _unsuitable(shape, spec, config, row_tokens))
     if spec.method.type in LORA_METHODS:
         found += expert_refusals(spec.method.lora, config)
@@ -39,11 +41,9 @@ def _unsuitable(shape: Architecture, spec: FineTuneSpec, config: Config, row_tok
     method = spec.method
     if method.type in LORA_METHODS:
         yield from _unknown(shape, "method.lora.targetModules", method.lora.target_modules)
-        yield from _experts(shape, "method.lora.targetModules", method.lora.target_modules)
         yield from _lora(shape, method.lora, quantized=method.quantization.type != "None")
     elif method.type == "AdaLoRA":
         yield from _unknown(shape, "method.adaLora.targetModules", method.ada_lora.target_modules)
-        yield from _experts(shape, "method.adaLora.targetModules", method.ada_lora.target_modules)
     elif method.type == "IA3":
         yield from _unknown(shape, "method.ia3.targetModules", method.ia3.target_modules)
         targets, _ = ia3_modules(shape, list(method.ia3.target_modules), [])
@@ -67,15 +67,6 @@ def _unknown(shape: Architecture, field: str, names: Iterable[str]) -> Iterator[
         yield (
             f"{field}: {', '.join(unknown)} names no layer of this {shape.model_type} model; its linear layers are "
             f"{_layers(shape)}"
-        )
-
-
-def _experts(shape: Architecture, field: str, names: Sequence[str]) -> Iterator[str]:
-    """PEFT 0.21 adapts stacked experts by a changed copy of all of them in every step, and without dropout only."""
-    if shape.family.adapted_experts and list(names) == ["all-linear"]:
-        yield (
-            f"{field}: all-linear means the experts of a {shape.model_type} model too, which would be copied whole in every "
-            f"step; name the layers beside them: {_layers(shape)}"
         )
 
 
