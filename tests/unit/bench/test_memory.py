@@ -6,8 +6,8 @@ from bench import memory
 
 # These keep what another one keeps: `python -m bench.memory` measures them too.
 ALIKE = {"mistral", "granite", "smollm3", "qwen2", "olmo", "olmo3", "gemma", "helium", "glm", "cohere2", "ernie4_5",
-         "gptj", "granitemoe", "gpt_oss"}  # fmt: skip
-METHODS = ("LoRA without dropout", "LoRA on attention", "AdaLoRA", "IA3", "IA3 of every layer")
+         "gptj", "granitemoe"}  # fmt: skip
+METHODS = [method for method in memory.METHODS if method != "LoRA"]
 CASES = [
     *((family, "LoRA", "BF16", False) for family in memory.FAMILIES if family not in ALIKE),
     *(("llama", method, "BF16", False) for method in METHODS),

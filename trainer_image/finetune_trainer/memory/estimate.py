@@ -231,7 +231,7 @@ def _kept_by_method(shape: Architecture, spec: FineTuneSpec, width: int) -> int:
         return 0
     lora = method.lora
     targets = lora_targets(shape, lora)
-    magnitude = 2 * width + 4 if lora.use_dora else 0  # DoRA scales two results, and their sum is float32
+    magnitude = 3 * width if lora.use_dora else 0  # DoRA scales two results and keeps a third
     own = sum(2 * width * rank_of(lora, name) + magnitude * linear.outputs for name, linear in targets)
     if lora.dropout or lora.use_dora:
         return own + sum((width + (1 if lora.dropout else 0)) * linear.inputs for _, linear in targets)

@@ -163,7 +163,7 @@ FAMILIES: dict[str, Family] = {
         biases=ATTENTION_BY_CONFIG, experts=True, qk_norm="head"
     ),
     "gpt_oss": Family(
-        biases=(True, True, False), experts=True, expert_values=6, expert_biases=True, sinks=True, scores=(6, 4),
+        biases=(True, True, False), experts=True, expert_values=6, expert_biases=True, sinks=True, scores=(2, 4),
         padded=True, repeats=True, defaults={"head_dim": 64},
     ),
     "opt": Family(
