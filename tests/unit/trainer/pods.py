@@ -53,14 +53,14 @@ class Pods:
     def log(self, index: int) -> Path:
         return self.folder / f"log-{index}.txt"
 
-    def wait(self, seconds: float = 120) -> list[int | None]:
+    def wait(self, seconds: float = 290) -> list[int | None]:
         """The exit codes; None of a process that does not end in time."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         return [process.exitcode for process in self.processes]
 
-    def wait_for_line(self, index: int, words: str, seconds: float = 120) -> None:
+    def wait_for_line(self, index: int, words: str, seconds: float = 290) -> None:
         deadline = time.monotonic() + seconds
         while words not in (self.log(index).read_text() if self.log(index).exists() else ""):
             assert self.processes[index].is_alive() and time.monotonic() < deadline, self.logs()

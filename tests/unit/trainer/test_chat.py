@@ -14,7 +14,7 @@ from finetune_trainer.data.formats import Conversation, Invalid
 from . import templates
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
-ENDS = ("<|im_end|>", "<|eot_id|>")
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|return|>")
 
 
 def template(source: str) -> ChatTemplate:
@@ -39,7 +39,8 @@ def learned(source: str, conversation: Conversation) -> list[str]:
         (templates.CHATML, ["four<|im_end|>", "six<|im_end|>"]),
         (templates.LLAMA2, ["four </s>", "six </s>"]),
         (templates.LLAMA3, ["four<|eot_id|>", "six<|eot_id|>"]),
-        (templates.QWEN3, ["four<|im_end|>", "six<|im_end|>"]),
+        (templates.QWEN3, ["four<|im_end|>", "<think>\n\n</think>\n\nsix<|im_end|>"]),
+        (templates.GPT_OSS, ["<|channel|>final<|message|>four<|end|>", "<|channel|>final<|message|>six<|return|>"]),
         (templates.GENERATION, ["four<|im_end|>", "six<|im_end|>"]),
         (templates.ENDLESS, ["four", "six"]),
         (DEFAULT_CHATML, ["four<|im_end|>", "six<|im_end|>"]),
@@ -63,10 +64,12 @@ def test_assistant_turns_and_the_tokens_that_end_them_are_learned(source: str, e
 def test_words_that_occur_elsewhere_are_not_mistaken_for_the_answer(source: str, contents: tuple[str, ...]) -> None:
     conversation = talk(*contents)
     text, spans = template(source).spans(conversation)
-    found = [text[start:end] for start, end in spans]
+    thought = "<think>\n\n</think>\n\n"
+    starts = [start + len(thought) * text.startswith(thought, start) for start, _ in spans]
+    found = [text[start:end] for start, (_, end) in zip(starts, spans, strict=True)]
     assert [words.split("<")[0].strip() for words in found] == [contents[1], contents[3]]
     marked = template(source).render(talk(contents[0], "\u2460", contents[2], "\u2461").messages)
-    for mark, (start, _) in zip("\u2460\u2461", spans, strict=True):
+    for mark, start in zip("\u2460\u2461", starts, strict=True):
         shift = 0 if mark == "\u2460" else len(contents[1]) - 1
         assert start == marked.index(mark) + shift
 
@@ -81,7 +84,7 @@ def test_only_turns_from_the_completion_on_are_learned() -> None:
 def test_turns_of_weight_zero_are_not_learned(source: str) -> None:
     conversation = replace(talk("2+2?", "four", "3+3?", "six"), skipped=frozenset({1}))
     (words,) = learned(source, conversation)
-    assert words.startswith("six<")
+    assert "six<" in words and "four" not in words
 
 
 @pytest.mark.parametrize("source", [templates.CHATML, templates.GENERATION, PLAIN])

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
@@ -130,6 +131,7 @@ class ChatTemplate:
             if not conversation.learns(index):
                 continue
             start, end = self._locate(text, position, conversation, index)
+            start = self._with_opening(text, start, conversation, index)
             position = end = self._with_end_token(text, end)
             found.append((start, end))
         return text, found
@@ -213,6 +215,26 @@ class ChatTemplate:
                 "training.lossOn: All"
             )
         return start, start + len(text[start:end].rstrip())
+
+    def _with_opening(self, text: str, start: int, conversation: Conversation, index: int) -> int:
+        """`start`, moved before the words that the template puts between the generation prompt and the answer: a server asks
+        with that prompt, so the model has to write them (Qwen3's empty thought, gpt-oss's channel).
+        """
+        if text[:start].rstrip().endswith(self._generation_prompt):
+            return start
+        asked = self.render(conversation.messages[:index], conversation.tools, add_generation_prompt=True)
+        opens = text.startswith(asked) and text[len(asked) : start].strip()
+        return len(asked) if opens else start
+
+    @cached_property
+    def _generation_prompt(self) -> str:
+        """What opens an answer, as far as it does not depend on the conversation."""
+        question: list[Message] = [{"role": "user", "content": "\u2460"}]
+        try:
+            text, asked = self.render(question), self.render(question, add_generation_prompt=True)
+        except Invalid:
+            return ""
+        return asked[_common_prefix(text, asked) :].strip()
 
     def _with_end_token(self, text: str, end: int) -> int:
         """`end`, moved behind the token that ends the turn: a model that never sees it learned never stops."""
