@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from e2e.cases.objects import finetune
 from e2e.cluster.layout import SYSTEM_NAMESPACE
-from e2e.kubectl import Kubectl, Object
+from e2e.kubectl import Kubectl, KubectlFailed, Object
 
 OPERATOR = f"system:serviceaccount:{SYSTEM_NAMESPACE}:finetune-operator"
 
@@ -38,7 +39,7 @@ def test_the_operator_cannot_touch_secrets(kubectl: Kubectl, verb: str) -> None:
     [
         ("create", "finetunes", "finetune.dev"),
         ("update", "finetunes", "finetune.dev"),
-        ("patch", "finetunes", "finetune.dev"),
+        ("patch", "adapterdeployments", "finetune.dev"),
         ("update", "adapterdeployments", "finetune.dev"),
         ("create", "pods", ""),
         ("create", "pods/exec", ""),
@@ -57,3 +58,14 @@ def test_the_operator_cannot_write_what_is_not_its_own(kubectl: Kubectl, verb: s
 )
 def test_the_operator_can_do_its_work(kubectl: Kubectl, verb: str, resource: str, group: str) -> None:
     assert may(kubectl, verb, resource, group)
+
+
+@pytest.mark.parametrize("change", [{"spec": {"suspend": False}}, {"metadata": {"labels": {"team": "a"}}}])
+def test_of_a_finetune_the_operator_may_change_nothing_but_finalizers(
+    kubectl: Kubectl, namespace: str, change: Object
+) -> None:
+    kubectl.apply(finetune("mine", namespace, seed=1, suspend=True))
+    patch = ("patch", "finetune", "mine", "-n", namespace, "--as", OPERATOR, "--type=merge", "--dry-run=server", "-p")
+    with pytest.raises(KubectlFailed, match="writes nothing of a FineTune but its finalizer"):
+        kubectl.run(*patch, json.dumps(change))
+    kubectl.run(*patch, json.dumps({"metadata": {"finalizers": ["finetune.dev/artifacts"]}}))

@@ -96,8 +96,16 @@ class Client:
 
 
 # Kinds whose plural is not the lower-case kind with an s.
-PLURALS = {"endpointslice": "endpointslices", "networkpolicy": "networkpolicies", "priorityclass": "priorityclasses"}
-CLUSTER_SCOPED = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", "Node", "PriorityClass"}
+PLURALS = {
+    "endpointslice": "endpointslices",
+    "networkpolicy": "networkpolicies",
+    "priorityclass": "priorityclasses",
+    "validatingadmissionpolicy": "validatingadmissionpolicies",
+}
+CLUSTER_SCOPED = {
+    "Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", "Node", "PriorityClass",
+    "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+}  # fmt: skip
 
 
 def collection(obj: Object) -> str:

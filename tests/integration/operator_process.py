@@ -35,12 +35,15 @@ def until(holds: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
 
 
 def install_rights(kube: Client) -> None:
-    """The chart's service account, roles and Services, once."""
+    """The chart's service account, roles, admission policy and Services, once."""
     helm = str(BINARIES / "helm") if os.access(BINARIES / "helm", os.X_OK) else shutil.which("helm")
     assert helm, f"no Helm: neither {BINARIES / 'helm'} nor one on PATH"
     command = [helm, "template", "finetune-operator", str(CHART), "--namespace", NAMESPACE]
     rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    wanted = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Service"}
+    wanted = {
+        "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Service",
+        "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+    }  # fmt: skip
     objects = [d for d in yaml.load_all(rendered, Loader=yaml.CSafeLoader) if d and d["kind"] in wanted]
     for document in [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, *objects]:
         try:
@@ -50,13 +53,16 @@ def install_rights(kube: Client) -> None:
                 raise
 
 
-def service_account_kubeconfig(server: ApiServer, folder: Path, account: str = "finetune-operator") -> Path:
-    """A kubeconfig that holds nothing but a token of the operator's service account."""
+def service_account_token(kube: Client, account: str = "finetune-operator") -> str:
     path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token"
     request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
-    token = server.client.request("POST", path, request)["status"]["token"]
+    return str(kube.request("POST", path, request)["status"]["token"])
+
+
+def service_account_kubeconfig(server: ApiServer, folder: Path, account: str = "finetune-operator") -> Path:
+    """A kubeconfig that holds nothing but a token of the operator's service account."""
     config = yaml.safe_load(server.kubeconfig.read_text())
-    config["users"][0]["user"] = {"token": token}
+    config["users"][0]["user"] = {"token": service_account_token(server.client, account)}
     file = folder / "operator.kubeconfig"
     file.write_text(yaml.safe_dump(config))
     return file

@@ -8,7 +8,13 @@ import pytest
 
 from . import kubelet
 from .apiserver import ApiError, ApiServer, Client, Object
-from .operator_process import Operator, install_rights, service_account_kubeconfig, until
+from .operator_process import (
+    Operator,
+    install_rights,
+    service_account_kubeconfig,
+    service_account_token,
+    until,
+)  # fmt: skip
 from .test_operator_finetune import Run
 
 FINALIZER = "finetune.dev/artifacts"
@@ -61,6 +67,33 @@ def test_the_finalizer_is_there_exactly_while_the_policy_is_delete(
     run.edit(deletionPolicy="Retain")
     until(lambda: finalizers(run) == [], "no finalizer")
     assert len(run.jobs()) == 1, "none of it restarts anything"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec": {"suspend": True}},
+        {"metadata": {"labels": {"team": "a"}}},
+        {"metadata": {"annotations": {"note": "b"}}},
+        {"spec": {"suspend": True}, "metadata": {"finalizers": [FINALIZER]}},
+    ],
+    ids=["spec", "labels", "annotations", "spec with a finalizer"],
+)
+def test_the_api_server_lets_the_operator_write_nothing_but_finalizers(
+    kube: Client, namespace: str, operator: Operator, change: Object
+) -> None:
+    run = Run(kube, namespace)
+    as_the_operator = Client(kube.server, kube.ca_file, service_account_token(kube))
+
+    def refused() -> bool:  # a policy holds some moments after it was created
+        try:
+            as_the_operator.merge(run.created, change, dry_run=True)
+        except ApiError as error:
+            return "writes nothing of a FineTune but its finalizer" in str(error)
+        return False
+
+    until(refused, "the API server refuses it")
+    as_the_operator.merge(run.created, {"metadata": {"finalizers": [FINALIZER]}}, dry_run=True)
 
 
 def test_what_is_its_own_is_deleted_by_a_job_before_the_object_goes(
