@@ -50,8 +50,16 @@ def result(pods: Pods) -> dict[str, Any]:
     return told["trained"]  # type: ignore[no-any-return]
 
 
+def forget_after_step_2(bench: Bench) -> None:
+    bench.store.delete(f"{RUN}/result.json")
+    for step in (4, 5):
+        bench.store.delete(f"{RUN}/checkpoints/step-{step}")
+
+
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
-def test_two_processes_have_the_losses_of_one_and_resume_bitwise(bench: Bench, method: str, tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one_resume_bitwise_and_can_be_followed_by_one(
+    bench: Bench, method: str, tmp_path: Path
+) -> None:
     # Eight packed rows a step, at most two at once: two micro batches a process. 25 rows, so epochs end within steps.
     spec = finetune_spec(
         method={"type": method},
@@ -70,15 +78,19 @@ def test_two_processes_have_the_losses_of_one_and_resume_bitwise(bench: Bench, m
     assert whole["evaluation"]["adapter"] == pytest.approx(one.evaluation.adapter, abs=0.02)
     assert bench.steps() == [2, 4, 5]
 
-    bench.store.delete(f"{RUN}/result.json")
-    for step in (4, 5):
-        bench.store.delete(f"{RUN}/checkpoints/step-{step}")
+    forget_after_step_2(bench)
     # Where the processes are makes no difference: these share a disk.
     with two(bench, spec, tmp_path / "again", one_node=True, micro_batch=2) as pods:
         resumed = result(pods)
     assert resumed["resumedFromStep"] == 2
     assert bench.losses() == losses
     assert resumed["adapter"]["digest"] == whole["adapter"]["digest"]
+
+    forget_after_step_2(bench)
+    # Other `resources` are no other run.
+    assert bench.train(spec, micro_batch=2).resumed_from_step == 2
+    assert bench.losses()[:2] == losses[:2]
+    assert bench.losses() == pytest.approx(losses_of_one, abs=TOLERANCE)
 
 
 def test_sigterm_in_one_pod_stops_both_at_the_same_step_with_one_checkpoint(bench: Bench, tmp_path: Path) -> None:
