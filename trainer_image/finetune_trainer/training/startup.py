@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -14,6 +15,7 @@ def import_libraries(processes: int) -> None:
     """Import torch's companions, as far as a run of this many processes needs them."""
     for chatty in ("bitsandbytes", "transformers", "torch.distributed"):
         logging.getLogger(chatty).setLevel(logging.ERROR)  # a hub kernel that is not there, progress bars, redirects
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT asks for it
     with no_compiler(), bitsandbytes_if_loaded(), no_distributed() if processes == 1 else nullcontext():
         import peft  # noqa: F401
         import transformers
