@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.training.optimizers import OPTIMIZERS, make_optimizer, set_learning_rate
+from finetune_trainer.memory.estimate import _optimizer
+from finetune_trainer.training.optimizers import OPTIMIZERS, make_optimizer, optimizer_state, set_learning_rate
 
 from .tiny import finetune_spec
 
@@ -83,3 +84,15 @@ def test_lora_plus_is_that_of_peft(tiny_llama: Path) -> None:
         }
 
     assert rates(ours) == rates(theirs)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_its_state_is_as_large_as_the_memory_estimate_says(name: str) -> None:
+    spec = finetune_spec(training={"optimizer": name}, method={"type": "LoRA", "lora": {"rank": 16}})
+    named = {part: torch.nn.Parameter(torch.zeros(shape)) for part, shape in {"A": (16, 4096), "B": (4096, 16)}.items()}
+    optimizer = make_optimizer(spec, named)
+    moved(optimizer, named)
+    tensors, _ = optimizer_state(optimizer, named)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    trained = sum(parameter.numel() for parameter in named.values())
+    assert size == pytest.approx(_optimizer(spec, trained).expected, rel=0.02)

@@ -172,7 +172,7 @@ def _optimizer(spec: FineTuneSpec, trained: int) -> Part:
     per_parameter = {
         "adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 8,
         "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256,
-        "lion_8bit": 1 + 4 / 256, "adafactor": factored, "sgd": 4,
+        "lion_8bit": 1 + 4 / 256, "adafactor": factored, "sgd": 0,
     }[name]  # fmt: skip
     size = trained * per_parameter
     source = f"{name}: {per_parameter:g} bytes per trained parameter, as torch and bitsandbytes allocate them"
