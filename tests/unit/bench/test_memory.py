@@ -12,7 +12,7 @@ CASES = [
     *((family, "LoRA", "BF16", False) for family in memory.FAMILIES if family not in ALIKE),
     *(("llama", method, "BF16", False) for method in METHODS),
     *((family, "LoRA", "FP32", False) for family in ("llama", "gpt2", "gemma2")),
-    *((family, "LoRA", "BF16", True) for family in ("llama", "gpt2", "gemma3_text", "gemma2")),
+    *((family, "LoRA", "BF16", True) for family in ("llama", "gpt2", "gemma3_text", "gemma2", "mixtral", "gpt_oss")),
 ]
 
 

@@ -272,7 +272,10 @@ def _backward(shape: Architecture, work: Workload, tokens: int, checkpointing: b
     """
     spec, width = work.spec, _width(work.spec)
     widest = max(max(linear.inputs, linear.outputs) for linear in shape.linears)
-    size = 4 * tokens * width * widest
+    values = 4 * widest
+    if routed := shape.experts:  # inputs and insides are gathered for each expert that a token goes through (counted)
+        values += 1.5 * routed.chosen * (shape.hidden + routed.intermediate)
+    size = tokens * width * values
     source = "gradients of the widest layer"
     if spec.method.quantization.type != "None":
         size += width * max(linear.weights for linear in shape.linears)
