@@ -272,7 +272,7 @@ def _backward(shape: Architecture, work: Workload, tokens: int, checkpointing: b
     """
     spec, width = work.spec, _width(work.spec)
     widest = max(max(linear.inputs, linear.outputs) for linear in shape.linears)
-    values = 4 * widest
+    values: float = 4 * widest
     if routed := shape.experts:  # inputs and insides are gathered for each expert that a token goes through (counted)
         values += 1.5 * routed.chosen * (shape.hidden + routed.intermediate)
     size = tokens * width * values
