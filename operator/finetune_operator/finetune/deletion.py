@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from finetune_operator import labels, times
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.event import Event
-from finetune_operator.finetune import cleanupjob, observe
+from finetune_operator.finetune import cleanupjob, readings
 from finetune_operator.finetune.ownership import Artifacts
 from finetune_operator.settings import Settings
 from finetune_trainer.cleanupspec import CleanupResult
@@ -60,7 +60,7 @@ def step(
     left = GIVE_UP_SECONDS - (now - times.parse(parent.metadata.deletion_timestamp or "")).total_seconds()
     if left <= 0:
         return Step(release=True, delete=(*work, *tries), event=kept(artifacts, "nothing worked for an hour"))
-    holding = [pod for pod in observe.still_running(pods, now) if observe.owner(pod) not in map(_uid, tries)]
+    holding = [pod for pod in readings.still_running(pods, now) if readings.owner(pod) not in map(_uid, tries)]
     if work or holding:
         # A pod that still saves its checkpoint would write it again after it was deleted.
         return Step(delete=work, reason="Deleting", message="waits until the run's pods have ended", again=POD_SECONDS)
@@ -144,7 +144,7 @@ def _result(job: Object, pods: Sequence[Object]) -> CleanupResult | None:
     for pod in pods:
         for status in pod.get("status", {}).get("containerStatuses") or []:
             ended = status.get("state", {}).get("terminated") or {}
-            if observe.owner(pod) == _uid(job) and ended.get("message"):
+            if readings.owner(pod) == _uid(job) and ended.get("message"):
                 try:
                     return CleanupResult.model_validate_json(ended["message"])
                 except ValidationError:

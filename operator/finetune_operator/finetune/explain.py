@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_operator import times
-from finetune_operator.finetune import observe
+from finetune_operator.finetune import observe, readings
 from finetune_operator.kube import CORE_EVENTS, Kube
 
 Object = dict[str, Any]
@@ -50,7 +50,7 @@ def again(jobs: Sequence[Object], pods: Sequence[Object], now: dt.datetime) -> f
 
 def _silent(jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
     """Pods whose container is being created, and Jobs that lack a pod: neither says why."""
-    created = Counter(observe.owner(pod) for pod in pods)
+    created = Counter(readings.owner(pod) for pod in pods)
     idle = [
         job
         for job in jobs
@@ -58,7 +58,7 @@ def _silent(jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
         and not observe.ended(job)
         and not job["spec"].get("suspend")
     ]
-    return idle + [pod for pod in pods if observe.container_creating(pod)]
+    return idle + [pod for pod in pods if readings.container_creating(pod)]
 
 
 def _age(item: Object, now: dt.datetime) -> float:

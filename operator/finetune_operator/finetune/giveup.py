@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_operator.api.finetunestatus import RunStatus
-from finetune_operator.finetune import observe
+from finetune_operator.finetune import readings
 from finetune_operator.finetune.observe import Attempt
 
 Object = dict[str, Any]
@@ -41,5 +41,5 @@ def seconds_until_lost(attempt: Attempt, now: dt.datetime) -> float | None:
 
 def _ending(attempt: Attempt, now: dt.datetime) -> list[tuple[float, Object]]:
     """The pods that were told to end and have not, each with the seconds until it counts as lost."""
-    pods = [(observe.seconds_until_overdue(pod, now), pod) for pod in attempt.pods if observe.holds(pod)]
+    pods = [(readings.seconds_until_overdue(pod, now), pod) for pod in attempt.pods if readings.holds(pod)]
     return [(left, pod) for left, pod in pods if left is not None]

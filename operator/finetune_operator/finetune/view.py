@@ -10,7 +10,7 @@ from typing import Any
 from finetune_operator import labels, times
 from finetune_operator.api.finetune import FineTune
 from finetune_operator.api.finetunestatus import FineTuneStatus, RunStatus
-from finetune_operator.finetune import giveup, observe
+from finetune_operator.finetune import giveup, observe, readings
 from finetune_operator.finetune.observe import Attempt
 from finetune_operator.report import Report
 from finetune_operator.settings import Settings
@@ -82,7 +82,7 @@ def view(
         current=current,
         holding=tuple(
             pod["metadata"]["name"]
-            for pod in observe.still_running(pods, now)
+            for pod in readings.still_running(pods, now)
             if pod["metadata"]["uid"] not in current_pods
             and pod["metadata"].get("labels", {}).get(labels.STAGE) == "train"
         ),
