@@ -1,4 +1,4 @@
-"""The security context of every pod that we build: what the `restricted` Pod Security profile asks for, and no more rights."""
+"""What keeps every pod that we build in its place: what the `restricted` Pod Security profile asks for, and no token."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ USER = 10001
 
 
 def pod() -> Object:
-    """`securityContext` of a pod's spec."""
+    """Fields of a pod's spec."""
     return {
-        "runAsNonRoot": True,
-        "runAsUser": USER,
-        "runAsGroup": USER,
-        "fsGroup": USER,
-        # A big volume is not walked through file by file at every start.
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            # A big volume is not walked through file by file at every start.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
     }
 
 

@@ -42,10 +42,8 @@ def job(parent: FineTune, uris: tuple[str, ...], attempt: int, settings: Setting
         },
         "spec": {
             "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
             "imagePullSecrets": [{"name": name} for name in settings.images.pull_secrets],
-            "securityContext": restricted.pod(),
+            **restricted.pod(),
             "containers": [
                 {
                     "name": CONTAINER,

@@ -159,11 +159,9 @@ def _pod(parent: FineTune, spec: RunSpec, settings: Settings, identity: dict[str
         "spec": {
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": GRACE_SECONDS[spec.stage],
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
             **({"subdomain": _service_name(spec.job)} if several else {}),
             "imagePullSecrets": [{"name": name} for name in settings.images.pull_secrets],
-            "securityContext": restricted.pod(),
+            **restricted.pod(),
             "containers": [
                 {
                     "name": CONTAINER,

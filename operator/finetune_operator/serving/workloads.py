@@ -177,11 +177,9 @@ def _pod(parent: AdapterDeployment, settings: Settings, annotations: Mapping[str
     return {
         "metadata": {"labels": selector(parent), "annotations": dict(annotations)},
         "spec": {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
             "terminationGracePeriodSeconds": GRACE_SECONDS,
             "imagePullSecrets": [{"name": name} for name in settings.images.pull_secrets],
-            "securityContext": restricted.pod(),
+            **restricted.pod(),
             "volumes": volumes,
         },
     }
